@@ -1,0 +1,122 @@
+"""The process that holds Yosys: run by path from ``costmodel.yosys``, imports nothing of this project.
+
+Yosys logs to file descriptor 1 and ends the process on any error, so it gets a process of its own:
+standard output and standard error go to ``log`` in the work folder that is the first argument,
+requests come in and replies go out as one line of JSON each over the former standard input and output.
+The second argument is the time in seconds that one request may take.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+_LATEST_ARRIVAL = re.compile(r"^Latest arrival time in '.*' is (\d+):", re.MULTILINE)
+_UNTIMED = re.compile(r"Module '[^']*' has no timing arcs|Cell type '[^$'][^']*' not recogni[sz]ed")
+
+
+def _take_over_descriptors(work: Path) -> tuple[Any, Any, int]:
+    """Moves requests and replies to private descriptors, which the tools that Yosys starts do not inherit."""
+    requests = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    log = os.open(work / "log", os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, target)
+    return requests, replies, log
+
+
+class _Session:
+    """One Yosys design, with the library of cells kept for all requests."""
+
+    def __init__(self, work: Path) -> None:
+        from pyosys import libyosys  # noqa: PLC0415 - after the descriptors are moved
+
+        self._work = work
+        self._design = libyosys.Design()
+        self._run("read_verilog", "-lib", "-specify", "+/xilinx/cells_sim.v")
+        self._library = self._module_names()
+        self._run("design", "-save", "libs")
+
+    def map(self, rtlil: str, top: str, stages: Sequence[str], options: str) -> dict[str, Any]:
+        """Maps module *top* of the file *rtlil*; leaves the netlist in ``netlist.json`` of the work folder."""
+        self._run("design", "-load", "libs")
+        self._run("read_rtlil", rtlil)
+        self._run("hierarchy", "-check", "-top", top)
+        for stage in stages:
+            self._run("synth_xilinx", *options.split(), "-top", top, "-run", stage)
+        self._run("select", top)
+        self._run("write_json", "-noscopeinfo", "-selected", str(self._work / "netlist.json"))
+        self._run("select", "-clear")
+        return {}
+
+    def time(self) -> dict[str, Any]:
+        """The longest path, in ps, of the module mapped last, which has no combinational loop."""
+        report = self._work / "sta"
+        self._run("tee", "-q", "-o", str(report), "sta")
+        return _read_timing(report.read_text())
+
+    def elaborate(self, files: Sequence[str], top: str, reader: str) -> dict[str, Any]:
+        """Reads Verilog and leaves *top* and what it uses in ``rtlil`` of the work folder.
+
+        Replies the names of the modules found, only, when *top* is none of them.
+        """
+        self._run("design", "-load", "libs")
+        if reader == "slang":
+            self._run("read_slang", "--top", top, *files)
+        else:
+            self._run("read_verilog", "-sv", *files)
+        found = sorted(self._module_names() - self._library)
+        if top not in found:
+            return {"modules": found}
+        self._run("hierarchy", "-check", "-top", top)
+        self._run("proc")
+        self._run("write_rtlil", "-selected", str(self._work / "rtlil"))
+        return {}
+
+    def _run(self, *words: str) -> None:
+        from pyosys import libyosys  # noqa: PLC0415
+
+        self._design.run_pass(libyosys.StringVector(list(words)))
+
+    def _module_names(self) -> set[str]:
+        return {name.str().removeprefix("\\") for name in self._design.modules_}
+
+
+def _read_timing(report: str) -> dict[str, Any]:
+    """The latest arrival in ps, when every cell on the way has timing arcs."""
+    latest = _LATEST_ARRIVAL.search(report)
+    if latest is None or _UNTIMED.search(report):
+        return {}
+    return {"delay_ps": int(latest[1])}
+
+
+def _serve(work: Path, limit_s: int) -> None:
+    requests, replies, log = _take_over_descriptors(work)
+    session = _Session(work)
+    operations: dict[str, Callable[..., dict[str, Any]]] = {
+        "elaborate": session.elaborate,
+        "map": session.map,
+        "time": session.time,
+    }
+    for line in requests:
+        signal.alarm(limit_s)  # without a handler: the system ends the process, also inside Yosys
+        os.ftruncate(log, 0)
+        request = json.loads(line)
+        os.chdir(request.pop("folder"))
+        reply = operations[request.pop("operation")](**request)
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()
+        signal.alarm(0)
+    shutil.rmtree(work, ignore_errors=True)  # the parent may be gone
+
+
+if __name__ == "__main__":
+    _serve(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,237 @@
+"""What a design costs on a 7-series part, measured by synthesis with Yosys.
+
+Two flows of ``synth_xilinx``, both without DSP slices, I/O pads and shift-register extraction, so that
+every design is counted by the same ruler: the fast one leaves the memory mapping out, the full one
+maps memories to LUT RAM and block RAM; a design whose RTLIL declares a memory takes the full one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from costmodel import packing
+from costmodel._loops import has_combinational_loop
+from costmodel._rtlil import module_names, normalize
+from costmodel.cache import ContentCache
+from costmodel.parts import find_part
+from costmodel.yosys import SynthesisError, running_yosys, yosys_version
+from quantizers.errors import UsageError, unknown_choice
+
+if TYPE_CHECKING:
+    from amaranth.hdl import Elaboratable
+
+_TOP = "top"
+_COMMON = "-nodsp -noiopad -noclkbuf -flatten -nosrl"
+_MEMORY = re.compile(r"^\s*(memory|cell \$mem\w*)\s", re.MULTILINE)
+_VERILOG_MODULE = re.compile(r"\bmodule\s+(?:static\s+|automatic\s+)?(\w+)")
+_VERILOG_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
+_RULE_SOURCES = ("packing.py", "_loops.py", "_yosys_worker.py")
+
+_METRICS = (
+    "lut_cells", "luts", "carries", "carry_positions", "ffs", "dsps", "brams", "lutrams", "logic_delay_ns",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Options and stages of ``synth_xilinx``; the stages end before ``check``, where timing arcs go."""
+
+    options: str
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources(packing.Counts):
+    """What one design occupies; the counts are those of :class:`costmodel.packing.Counts`.
+
+    Attributes:
+        logic_delay_ns: longest path through LUTs, carry chains and flip-flops without any routing;
+            None when the timing arcs of a cell are not known (LUT6_2), there is a combinational
+            loop, or there is no path.
+        tools: Yosys' version, its options and the family of the part.
+        wall_seconds: time that the synthesis took when it was made; not part of equality.
+    """
+
+    logic_delay_ns: float | None
+    tools: Mapping[str, str] = field(hash=False)
+    wall_seconds: float = field(compare=False)
+
+    def as_metrics(self) -> dict[str, dict[str, Any]]:
+        """The metrics in the JSON shape of a result row; one that could not be had is left out."""
+        values = {name: getattr(self, name) for name in _METRICS}
+        return {
+            name: {"value": value, "provenance": "measured"} for name, value in values.items() if value is not None
+        }
+
+
+def synthesize(
+    design: Elaboratable | str,
+    *,
+    name: str,
+    part: str = "xc7z020",
+    cache: ContentCache | None = None,
+    ports: Sequence[Any] | None = None,
+) -> Resources:
+    """Counts an Amaranth design or an RTLIL text.
+
+    Args:
+        design: an Amaranth component (or an elaboratable, with *ports*), or RTLIL as text.
+        name: what error messages call the design; of an RTLIL text, its top module.
+        part: a name of :data:`costmodel.parts.PARTS`.
+        cache: where results are kept; without it the design is synthesised anew.
+        ports: the ports of an elaboratable that is no component.
+
+    Raises:
+        UsageError: unknown part or module, or *design* is neither of the two.
+        SynthesisError: Yosys rejects the design.
+        PackingError: the mapped netlist has a cell without a counting rule.
+    """
+    family = find_part(part).family
+    if isinstance(design, str):
+        names = module_names(design)
+        if name not in names:
+            raise unknown_choice("module", name, names)
+        return _synthesize_rtlil(normalize(design), top=name, label=name, family=family, cache=cache)
+    return _synthesize_rtlil(_convert(design, ports), top=_TOP, label=name, family=family, cache=cache)
+
+
+def synthesize_verilog(
+    files: Sequence[str | PathLike[str]],
+    *,
+    top: str,
+    part: str = "xc7z020",
+    cache: ContentCache | None = None,
+) -> Resources:
+    """Counts anybody's Verilog or SystemVerilog, by the same rule.
+
+    Files ending in ``.sv`` are read, with all others beside them, by the SystemVerilog front end slang;
+    without one, by Yosys' own Verilog reader. Nothing of the files is executed.
+
+    Args:
+        files: source files, in compilation order.
+        top: the module to count, with the default values of its parameters.
+        part: a name of :data:`costmodel.parts.PARTS`.
+        cache: where results are kept; the sources are read in any case.
+
+    Raises:
+        UsageError: unknown part or module, no file, or a file that cannot be read.
+        SynthesisError: Yosys rejects the sources.
+        PackingError: the mapped netlist has a cell without a counting rule.
+    """
+    family = find_part(part).family
+    paths = [Path(file) for file in files]
+    if not paths:
+        msg = "no Verilog file was given"
+        raise UsageError(msg)
+    found = [name for path in paths for name in _modules_in(_read_text(path))]
+    if not found:
+        msg = f"no module in {', '.join(map(str, paths))}"
+        raise UsageError(msg, given=paths[0])
+    rtlil = _elaborate_verilog(paths, top, found)
+    return _synthesize_rtlil(rtlil, top=top, label=top, family=family, cache=cache)
+
+
+def _convert(design: Elaboratable, ports: Sequence[Any] | None) -> str:
+    from amaranth.back import rtlil
+    from amaranth.hdl import Elaboratable
+    from amaranth.lib.wiring import Component
+
+    if not isinstance(design, Elaboratable):
+        msg = f"expected an Amaranth component or RTLIL text, not {type(design).__name__}"
+        raise UsageError(msg, given=type(design).__name__)
+    if ports is None and not isinstance(design, Component):
+        msg = f"{type(design).__name__} is not a component, so its ports must be given"
+        raise UsageError(msg, given=type(design).__name__)
+    return normalize(rtlil.convert(design, name=_TOP, ports=ports, emit_src=False))
+
+
+def _synthesize_rtlil(
+    rtlil: str, *, top: str, label: str, family: str, cache: ContentCache | None
+) -> Resources:
+    flow = _choose_flow(rtlil, family)
+    tools = {"yosys": yosys_version(), "flags": flow.options, "part": family}
+    key = {"rtlil": rtlil, "top": top, "stages": flow.stages, "tools": tools, "rule": _rule_digest()}
+    known = cache.get(key) if cache is not None else None
+    if known is not None:
+        return Resources(**known)
+    result = _run_flow(rtlil, top, label, flow, tools)
+    if cache is not None:
+        cache.put(key, asdict(result))
+    return result
+
+
+def _choose_flow(rtlil: str, family: str) -> Flow:
+    if _MEMORY.search(rtlil):
+        return Flow(f"-family {family} {_COMMON}", ("prepare:check",))
+    options = f"-family {family} {_COMMON} -nobram -nolutram"
+    return Flow(options, ("prepare:map_memory", "map_ffram:check"))
+
+
+def _run_flow(rtlil: str, top: str, label: str, flow: Flow, tools: dict[str, str]) -> Resources:
+    start = time.perf_counter()
+    try:
+        netlist, delay_ps = _map(rtlil, top, flow)
+        counts = packing.count_resources(netlist)
+    except (SynthesisError, packing.PackingError) as error:
+        msg = f"cannot synthesise {label!r}: {error}"
+        raise type(error)(msg) from error
+    return Resources(
+        **asdict(counts),
+        logic_delay_ns=None if delay_ps is None else delay_ps / 1000,
+        tools=tools,
+        wall_seconds=time.perf_counter() - start,
+    )
+
+
+def _map(rtlil: str, top: str, flow: Flow) -> tuple[dict[str, Any], int | None]:
+    """The mapped module in the form of ``write_json``, and its logic delay in ps if that can be had."""
+    with running_yosys() as yosys:
+        source = yosys.work / "design.il"
+        source.write_text(rtlil)
+        yosys.request("map", rtlil=str(source), top=top, stages=flow.stages, options=flow.options)
+        netlist = json.loads((yosys.work / "netlist.json").read_text())["modules"][top]
+        timing = {} if has_combinational_loop(netlist) else yosys.request("time")
+    return netlist, timing.get("delay_ps")
+
+
+def _rule_digest() -> str:
+    """Digest of the code that turns a netlist into counts: a changed rule does not meet old results."""
+    folder = Path(__file__).parent
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in _RULE_SOURCES)).hexdigest()
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        msg = f"cannot read {path}: {error.strerror or error}"
+        raise UsageError(msg, given=path) from error
+
+
+def _modules_in(verilog: str) -> list[str]:
+    return _VERILOG_MODULE.findall(_VERILOG_COMMENT.sub(" ", verilog))
+
+
+def _elaborate_verilog(paths: Sequence[Path], top: str, found: Sequence[str]) -> str:
+    reader = "slang" if any(path.suffix == ".sv" for path in paths) else "verilog"
+    try:
+        with running_yosys() as yosys:
+            reply = yosys.request("elaborate", files=[f"{path}" for path in paths], top=top, reader=reader)
+            text = "" if reply else (yosys.work / "rtlil").read_text()
+    except SynthesisError as error:
+        if top not in found:
+            raise unknown_choice("module", top, found) from error
+        raise SynthesisError(f"cannot read {top!r}: {error}") from error
+    if reply:
+        raise unknown_choice("module", top, reply["modules"])
+    for path in paths:
+        text = text.replace(str(path), path.name)
+    return normalize(text)

@@ -1,0 +1,181 @@
+"""What the command line shows a person: tables, progress, messages. No computing here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import track as rich_track
+from rich.table import Table
+
+from dse.metrics import METRICS, Figure
+
+if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wait for
+    from dse.costing import BlockCost
+    from dse.pareto import Front
+    from dse.store import Result
+    from dse.sweep import Run
+
+ItemT = TypeVar("ItemT")
+
+_out = Console(highlight=False)
+_err = Console(stderr=True, highlight=False)
+
+
+def show(text: str) -> None:
+    """A line of result, on stdout."""
+    _out.print(text, markup=False, soft_wrap=True)
+
+
+def log(text: str) -> None:
+    """A line of log, on stderr."""
+    _err.print(text, markup=False, soft_wrap=True)
+
+
+def track(items: Sequence[ItemT], description: str) -> Iterable[ItemT]:
+    """*items* with a progress bar on stderr."""
+    return rich_track(items, description, console=_err, transient=True)
+
+
+class SweepProgress:
+    """A bar with the time left, float accuracies and failures as they come; on stderr."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=_err,
+        )
+        self._task = self._bar.add_task("sweep", total=None)
+
+    def __enter__(self) -> SweepProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def started(self, total: int, done: int) -> None:
+        if done:
+            log(f"{done} of {total} points are already there")
+        self._bar.reset(self._task, total=total, completed=done)
+
+    def float_accuracy(self, workload: str, accuracy: Figure | None, error: str | None) -> None:
+        if accuracy is None:
+            log(f"{workload}: no float accuracy: {error}")
+        else:
+            log(f"{workload}: float accuracy {_percent(accuracy)}")
+
+    def finished(self, result: Result) -> None:
+        if result.error is not None:
+            reason = result.error.strip().splitlines()[-1]
+            log(f"failed: {result.design.workload} {result.design.label}: {reason}")
+        self._bar.update(self._task, advance=1, description=result.design.workload)
+
+
+def _percent(figure: Figure) -> str:
+    text = f"{100 * figure.value:.2f} %"
+    if figure.interval is None:
+        return text
+    return f"{text} (95 % interval {100 * figure.interval[0]:.1f} to {100 * figure.interval[1]:.1f})"
+
+
+def show_run(run: Run) -> None:
+    """The fronts over all families, and what failed."""
+    for front in run.fronts():
+        if front.family == "all":
+            show_front(front)
+    if run.failed:
+        table = Table("workload", "weights", "activations", "reason", title="failed points")
+        for result in run.failed:
+            reason = (result.error or "").strip().splitlines()[-1]
+            table.add_row(result.design.workload, result.design.weights, result.design.activations, reason)
+        _out.print(table)
+
+
+def show_front(front: Front) -> None:
+    """The rows of one front."""
+    volume = "" if front.hypervolume is None else f", hypervolume {front.hypervolume:.4g}"
+    title = f"{front.workload}: {front.y} against {front.x}, {front.family} formats{volume}"
+    table = Table("weights", "activations", title=title, title_justify="left")
+    for name in (front.x, front.y):
+        table.add_column(METRICS[name].label, justify="right")
+    for row in front.rows.itertuples():
+        figures = [_cell(name, getattr(row, name)) for name in (front.x, front.y)]
+        table.add_row(str(row.weights), str(row.activations), *figures)
+    _out.print(table)
+
+
+def _cell(name: str, value: float) -> str:
+    if METRICS[name].percent:
+        return f"{100 * value:.2f}"
+    return f"{value:g}" if value == int(value) else f"{value:.2f}"
+
+
+def show_costs(designs: Sequence[BlockCost]) -> None:
+    """One row a design, one column a metric; what could not be had stays empty."""
+    choices = [name for name in designs[0].design if name not in ("tools",)]
+    metrics = [name for name in METRICS if any(name in design.metrics for design in designs)]
+    table = Table(title="resources (LUT6 sites: 'luts'; logic delay without routing)", title_justify="left")
+    for name in choices:
+        table.add_column(name)
+    for name in metrics:
+        table.add_column(name, justify="right")
+    for design in designs:
+        figures = [_cell(name, design.metrics[name].value) if name in design.metrics else "" for name in metrics]
+        table.add_row(*(str(design.design[name]) for name in choices), *figures)
+    _out.print(table)
+    tools = ", ".join(f"{name} {text}" for name, text in designs[0].tools.items())
+    show(f"measured with {tools}")
+
+
+def show_formats(descriptions: Sequence[Mapping[str, Any]]) -> None:
+    """One row a format."""
+    columns = ("name", "family", "bits", "minimum", "maximum", "smallest_step")
+    table = Table(*columns)
+    for description in descriptions:
+        table.add_row(*(f"{description[c]:g}" if c in _NUMBERS else str(description[c]) for c in columns))
+    _out.print(table)
+
+
+_NUMBERS = ("bits", "minimum", "maximum", "smallest_step")
+
+
+def show_format(description: Mapping[str, Any]) -> None:
+    """All properties of a format and its value table."""
+    show_facts({name: value for name, value in description.items() if name != "values"})
+    if "values" not in description:
+        return
+    table = Table("code", "value")
+    for code, value in enumerate(description["values"]):
+        table.add_row(str(code), str(value))
+    _out.print(table)
+
+
+def show_workloads(listing: Sequence[Mapping[str, Any]]) -> None:
+    """One row a workload."""
+    table = Table("name", "what it is", "needs", "available")
+    for entry in listing:
+        table.add_row(entry["name"], entry["description"], entry["needs"], entry["available"])
+    _out.print(table)
+
+
+def show_facts(facts: Mapping[str, Any]) -> None:
+    """Names and values, one a line."""
+    table = Table(show_header=False, box=None)
+    for name, value in facts.items():
+        table.add_row(name.replace("_", " "), str(value))
+    _out.print(table)

@@ -1,0 +1,154 @@
+"""What a block costs for a pair of formats: from the registry of blocks to measured resources."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from costmodel import ContentCache, Resources, find_part, synthesize, synthesize_verilog
+from dse.metrics import Figure, Provenance
+from hw.blocks import find_block
+from quantizers.errors import UsageError
+from quantizers.formats import parse_scalar_format, signed_formats
+
+MIN_BITS, MAX_BITS = 2, 8
+
+
+@dataclass(frozen=True)
+class BlockCost:
+    """Resources of one design.
+
+    Attributes:
+        design: every parameter of it.
+        metrics: resources by name; what could not be had is absent.
+        tools: synthesiser version and flags.
+    """
+
+    design: dict[str, Any]
+    metrics: dict[str, Figure]
+    tools: dict[str, str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The shape of one entry of ``designs`` in ``dse cost --json``."""
+        metrics = {name: figure.as_json() for name, figure in self.metrics.items()}
+        return {"design": self.design, "metrics": metrics, "tools": self.tools}
+
+
+def cost_of_block(
+    name: str, weights: str, activations: str, parameters: Mapping[str, Any], *, part: str
+) -> BlockCost:
+    """Build the block for a pair of formats and synthesise it (from the cache where it is known).
+
+    Raises:
+        UsageError: an unknown block, parameter, format or part, or formats the block cannot do.
+        SynthesisError: the synthesiser failed.
+    """
+    chosen = find_block(name)
+    component = chosen.build(
+        weights=parse_scalar_format(weights), activations=parse_scalar_format(activations), **parameters
+    )
+    resources = synthesize(component, name=name, part=part, cache=ContentCache(namespace="synthesis"))
+    design = {"block": name, "weights": weights, "activations": activations, **parameters, "part": part}
+    widths = {"accumulator_bits": Figure(component.accumulator_bits, Provenance.ANALYTIC)}
+    return _cost(design, resources, widths)
+
+
+def cost_of_blocks(
+    name: str,
+    pairs: Sequence[tuple[str, str]],
+    parameters: Mapping[str, Any],
+    *,
+    part: str,
+    progress: Callable[[Sequence[tuple[str, str]], str], Iterable[tuple[str, str]]],
+) -> list[BlockCost]:
+    """The costs of many pairs of formats, in order."""
+    return [cost_of_block(name, w, a, parameters, part=part) for w, a in progress(pairs, "synthesis")]
+
+
+def cost_of_verilog(files: Sequence[Path], *, top: str | None, part: str) -> BlockCost:
+    """The same ruler for anybody's RTL.
+
+    Raises:
+        UsageError: a missing file, an unknown top module or part.
+        SynthesisError: the synthesiser rejects the source.
+    """
+    if top is None:
+        msg = "--verilog needs --top NAME: which module is to be costed"
+        raise UsageError(msg, expected=["--top NAME"])
+    cache = ContentCache(namespace="synthesis")
+    resources = synthesize_verilog(files, top=top, part=part, cache=cache)
+    design = {"verilog": [str(file) for file in files], "top": top, "part": part}
+    return _cost(design, resources, {})
+
+
+def _cost(design: dict[str, Any], resources: Resources, more: dict[str, Figure]) -> BlockCost:
+    measured = {name: Figure.from_json(document) for name, document in resources.as_metrics().items()}
+    return BlockCost(design, {**measured, **more}, dict(resources.tools))
+
+
+def chosen_pairs(weights: str | None, activations: str | None, bits: str | None) -> list[tuple[str, str]]:
+    """The (weights, activations) pairs of a command: one pair, or every format of a range of widths.
+
+    Raises:
+        UsageError: both or neither were chosen, a format name is wrong, or the range is.
+    """
+    if bits is None:
+        if weights is None:
+            msg = "say which formats: --weights F [--activations F], or --all --bits 3-8"
+            raise UsageError(msg, expected=["--weights F", "--all"])
+        pair = parse_scalar_format(weights), parse_scalar_format(activations or weights)
+        return [(pair[0].name, pair[1].name)]
+    if weights or activations:
+        msg = "--all costs every format; it does not go together with --weights or --activations"
+        raise UsageError(msg, given=weights or activations, expected=["--all", "--weights F"])
+    widths = _bit_range(bits)
+    return [(fmt.name, fmt.name) for width in widths for fmt in signed_formats(width)]
+
+
+def _bit_range(text: str) -> range:
+    low, _, high = text.partition("-")
+    try:
+        widths = range(int(low), int(high or low) + 1)
+    except ValueError:
+        widths = range(0)
+    if not widths or widths[0] < MIN_BITS or widths[-1] > MAX_BITS:
+        msg = f"--bits must be a width or a range within {MIN_BITS}-{MAX_BITS}, such as 3-8, not {text!r}"
+        raise UsageError(msg, given=text, expected=["8", "3-8"])
+    return widths
+
+
+def block_parameters(name: str, settings: Iterable[str]) -> dict[str, Any]:
+    """The block's parameters: its defaults, changed by ``key=value`` settings.
+
+    Raises:
+        UsageError: an unknown block or parameter, or a setting that is not ``key=value``.
+    """
+    changes = dict(_setting(text) for text in settings)
+    return find_block(name).parameters_with(changes)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    key, separator, value = text.partition("=")
+    if not separator:
+        msg = f"--set needs key=value, such as dot_length=1024, not {text!r}"
+        raise UsageError(msg, given=text, expected=["key=value"])
+    try:
+        return key.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def check_part(name: str) -> None:
+    """Raise for an unknown part."""
+    find_part(name)
+
+
+def reject_with_verilog(**options: object) -> None:
+    """Raise for options that have no meaning for foreign RTL."""
+    given = [f"--{name}" for name, value in options.items() if value]
+    if given:
+        msg = f"{', '.join(given)} choose one of our blocks; with --verilog only --top and --part apply"
+        raise UsageError(msg, given=given[0], expected=["--verilog FILE... --top NAME"])

@@ -1,0 +1,106 @@
+"""The metrics a result can hold: unit, direction, meaning. The one list that studies may name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from quantizers.errors import unknown_choice
+
+
+class Provenance(StrEnum):
+    """Where a figure comes from."""
+
+    MEASURED = "measured"
+    SIMULATED = "simulated"
+    CALIBRATED = "calibrated"
+    ANALYTIC = "analytic"
+    VENDOR = "vendor"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a metric means.
+
+    Attributes:
+        name: column name in every table.
+        label: axis title with the unit.
+        maximise: more is better.
+        percent: a fraction in the tables, shown in percent.
+        description: one sentence for the report and ``--help``.
+    """
+
+    name: str
+    label: str
+    maximise: bool
+    description: str
+    percent: bool = False
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One measured or estimated value; ``interval`` is its 95 % interval where it has one."""
+
+    value: float
+    provenance: Provenance
+    interval: tuple[float, float] | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The value as in the command line's JSON; no interval key where there is none."""
+        return {k: v for k, v in asdict(self).items() if v is not None}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Figure:
+        interval = document.get("interval")
+        return cls(
+            document["value"],
+            Provenance(document["provenance"]),
+            None if interval is None else (interval[0], interval[1]),
+        )
+
+
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("accuracy", "top-1 accuracy (%)", True, "Correct answers on the evaluation images.", True),
+        Metric(
+            "accuracy_drop_points",
+            "accuracy lost against float (points)",
+            False,
+            "Float accuracy minus quantized accuracy on the same images; interval from paired answers.",
+        ),
+        Metric("float_accuracy", "float accuracy (%)", True, "The float network, same images.", True),
+        Metric("weight_bits", "weight format (bits)", False, "Stored bits per weight of the inner layers."),
+        Metric("activation_bits", "activation format (bits)", False, "Bits per activation, inner layers."),
+        Metric(
+            "weight_memory_kib",
+            "weight memory (KiB)",
+            False,
+            "All weights of the network in their formats, first and last layer included.",
+        ),
+        Metric(
+            "luts",
+            "LUT6 sites of one MAC",
+            False,
+            "LUT6 sites after pairing of the costliest multiply-accumulate unit the inner layers need.",
+        ),
+        Metric("lut_cells", "LUT cells of one MAC", False, "LUT cells as the synthesiser counts them."),
+        Metric("carries", "carry blocks (CARRY4)", False, "CARRY4 blocks."),
+        Metric("carry_positions", "carry positions in use", False, "Positions of CARRY4 blocks in use."),
+        Metric("ffs", "flip-flops of one MAC", False, "Flip-flops."),
+        Metric("dsps", "DSP blocks", False, "DSP48 blocks."),
+        Metric("brams", "block RAMs", False, "Block RAMs."),
+        Metric("lutrams", "LUTs used as RAM", False, "LUTs used as RAM; also counted in luts."),
+        Metric("logic_delay_ns", "logic delay (ns, no routing)", False, "Longest logic path, no routing."),
+        Metric("accumulator_bits", "accumulator (bits)", False, "Width of the exact accumulator."),
+    )
+}
+
+
+def metric(name: str) -> Metric:
+    """The metric of a name; a wrong name gives the nearest and all valid ones."""
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise unknown_choice("metric", name, METRICS) from None

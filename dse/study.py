@@ -1,0 +1,322 @@
+"""Study files: what to sweep, read from TOML and checked before any work starts."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tomllib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from costmodel import PARTS
+from dse.design import DesignPoint
+from dse.metrics import METRICS
+from dse.workloads import check_workload
+from hw.blocks import BLOCKS
+from quantizers.errors import UsageError, unknown_choice
+from quantizers.formats import IntegerFormat, ScalarFormat, minifloat_splits, parse_scalar_format
+
+Family = Literal["integer", "minifloat"]
+
+
+def _listed(value: Any) -> Any:
+    """A single value stands for a list of one, so that a study may sweep any choice."""
+    return value if isinstance(value, list) else [value]
+
+
+def _known_format(name: str) -> str:
+    return parse_scalar_format(name).name
+
+
+def _known(kind: str, choices: Iterable[str]) -> BeforeValidator:
+    names = list(choices)
+
+    def check(name: Any) -> Any:
+        if name not in names:
+            raise unknown_choice(kind, name, names)
+        return name
+
+    return BeforeValidator(check)
+
+
+FormatName = Annotated[str, BeforeValidator(_known_format)]
+MetricName = Annotated[str, _known("metric", METRICS)]
+PartName = Annotated[str, _known("part", PARTS)]
+BlockName = Annotated[str, _known("block", BLOCKS)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class WorkloadChoice(_Section):
+    """A network with its data; counts default to all images there are."""
+
+    name: str
+    data: str | None = None
+    calibration_images: int | None = Field(None, ge=1)
+    evaluation_images: int | None = Field(None, ge=1)
+
+    @property
+    def path(self) -> Path | None:
+        """The data folder, relative to the working folder of the sweep."""
+        return None if self.data is None else Path(self.data)
+
+
+class FormatChoice(_Section):
+    """Which (weight, activation) pairs to sweep.
+
+    Either ``pairs`` as they stand, or every combination of ``families`` x ``bits``: with
+    ``pairing = "equal"`` weights and activations share the format, with
+    ``"activations_at_least_weights"`` they share the family and activations have no fewer bits.
+    """
+
+    families: list[Family] = Field(default_factory=list)
+    bits: list[Annotated[int, Field(ge=2, le=8)]] = Field(default_factory=list)
+    pairing: Literal["equal", "activations_at_least_weights"] = "equal"
+    pairs: list[tuple[FormatName, FormatName]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _one_way_of_choosing(self) -> FormatChoice:
+        grid = bool(self.families) or bool(self.bits)
+        if grid == bool(self.pairs):
+            msg = "give either 'pairs' or both 'families' and 'bits', not both and not neither"
+            raise UsageError(msg, expected=["pairs", "families and bits"])
+        if grid and not (self.families and self.bits):
+            missing = "bits" if self.families else "families"
+            msg = f"'families' and 'bits' belong together; {missing!r} is missing"
+            raise UsageError(msg, expected=[missing])
+        return self
+
+    def resolve(self) -> list[tuple[str, str]]:
+        """The pairs, in order, each once."""
+        if self.pairs:
+            return list(dict.fromkeys(self.pairs))
+        pairs = itertools.chain.from_iterable(self._family_pairs(family) for family in self.families)
+        return list(dict.fromkeys(pairs))
+
+    def _family_pairs(self, family: Family) -> Iterator[tuple[str, str]]:
+        bits = sorted(set(self.bits))
+        for weight_bits in bits:
+            weights = _formats(family, weight_bits)
+            if self.pairing == "equal":
+                yield from ((w.name, w.name) for w in weights)
+                continue
+            for activation_bits in bits:
+                if activation_bits >= weight_bits:
+                    activations = _formats(family, activation_bits)
+                    yield from ((w.name, a.name) for w in weights for a in activations)
+
+
+def _formats(family: Family, bits: int) -> list[ScalarFormat]:
+    return [IntegerFormat(bits)] if family == "integer" else list(minifloat_splits(bits))
+
+
+class QuantizationChoice(_Section):
+    """How formats are put on the network; a list sweeps the choice."""
+
+    edge_format: FormatName = "int8"
+    weight_scale: Annotated[list[Literal["mse", "max"]], BeforeValidator(_listed)] = ["mse"]
+    activation_scale: Annotated[list[Literal["mse", "percentile"]], BeforeValidator(_listed)] = ["mse"]
+    percentile: float = Field(99.999, gt=50, le=100)
+    bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed)] = ["fixed"]
+    unsigned_activations: bool = True
+
+    @model_validator(mode="after")
+    def _percentile_is_used(self) -> QuantizationChoice:
+        if "percentile" in self.model_fields_set and "percentile" not in self.activation_scale:
+            msg = "'percentile' is given but activation_scale is not 'percentile'; it would have no effect"
+            raise UsageError(msg, given=self.percentile, expected=['activation_scale = "percentile"'])
+        return self
+
+
+class HardwareChoice(_Section):
+    """The datapath that is costed for each pair of formats."""
+
+    block: BlockName = "mac"
+    dot_length: int = Field(4608, ge=1)
+    part: PartName = "xc7z020"
+
+
+class FrontChoice(_Section):
+    """Two metrics to draw a Pareto front for."""
+
+    x: MetricName
+    y: MetricName
+
+    @model_validator(mode="after")
+    def _two_metrics(self) -> FrontChoice:
+        if self.x == self.y:
+            msg = f"a front needs two different metrics, not {self.x!r} twice"
+            raise UsageError(msg, given=self.x)
+        return self
+
+
+class Study(_Section):
+    """A whole study, resolved: what ``study.json`` in a run folder holds."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    workloads: Annotated[list[WorkloadChoice], Field(min_length=1)]
+    formats: FormatChoice
+    quantization: QuantizationChoice = QuantizationChoice()
+    hardware: HardwareChoice = HardwareChoice()
+    fronts: Annotated[list[FrontChoice], Field(min_length=1)] = [FrontChoice(x="luts", y="accuracy")]
+    point_timeout_s: float = Field(1800, gt=0)
+
+    @model_validator(mode="after")
+    def _workloads_once(self) -> Study:
+        names = [workload.name for workload in self.workloads]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            msg = f"workload {twice[0]!r} is listed twice"
+            raise UsageError(msg, given=twice[0], expected=["each workload once"])
+        return self
+
+    @classmethod
+    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Study:
+        """The study of a TOML (or resolved JSON) file, with ``key=value`` overrides.
+
+        Raises:
+            UsageError: the file cannot be read, is not TOML, or does not describe a study.
+        """
+        document = _read(path)
+        for override in overrides:
+            _apply(document, override)
+        return cls.parse(document, source=str(path))
+
+    @classmethod
+    def parse(cls, document: dict[str, Any], *, source: str = "study") -> Study:
+        """The study of a parsed document; every problem of it is told in one message."""
+        try:
+            return cls.model_validate(document)
+        except ValidationError as error:
+            raise _explain(error, source) from None
+
+    def check(self) -> None:
+        """Check what lies outside the file: every workload's packages, data and checkpoint."""
+        for workload in self.workloads:
+            check_workload(
+                workload.name,
+                workload.path,
+                calibration_images=workload.calibration_images,
+                evaluation_images=workload.evaluation_images,
+            )
+
+    def points(self) -> list[DesignPoint]:
+        """Every design point, in the order in which they run (all of one workload together)."""
+        q = self.quantization
+        choices = itertools.product(
+            self.workloads, self.formats.resolve(), q.weight_scale, q.activation_scale, q.bias
+        )
+        return [
+            DesignPoint(
+                workload=workload.name,
+                weights=weights,
+                activations=activations,
+                edge_format=q.edge_format,
+                weight_scale=weight_scale,
+                activation_scale=activation_scale,
+                percentile=q.percentile if activation_scale == "percentile" else 100.0,
+                bias=bias,
+                unsigned_activations=q.unsigned_activations,
+                calibration_images=workload.calibration_images,
+                evaluation_images=workload.evaluation_images,
+                block=self.hardware.block,
+                dot_length=self.hardware.dot_length,
+                part=self.hardware.part,
+                seed=self.seed,
+            )
+            for workload, (weights, activations), weight_scale, activation_scale, bias in choices
+        ]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        listing = f"; study files there: {', '.join(near)}" if near else ""
+        msg = f"no study file {str(path)!r}{listing}"
+        raise UsageError(msg, given=path, expected=near or ["a path to a TOML file"]) from None
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"cannot read study file {str(path)!r}: {error}"
+        raise UsageError(msg, given=path, expected=["a readable TOML file"]) from None
+    try:
+        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        msg = f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"
+        raise UsageError(msg, given=path, expected=["a TOML file"]) from None
+
+
+def _apply(document: dict[str, Any], override: str) -> None:
+    """Set ``a.b.0.c=value`` in *document*; the value is TOML where it parses, else text."""
+    key, separator, text = override.partition("=")
+    if not separator or not key.strip():
+        msg = f"--set needs key=value, such as hardware.dot_length=1024, not {override!r}"
+        raise UsageError(msg, given=override, expected=["key=value"])
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    node: Any = document
+    *parents, last = key.strip().split(".")
+    try:
+        for name in parents:
+            node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
+        node[int(last) if isinstance(node, list) else last] = value
+    except (ValueError, IndexError, TypeError, AttributeError):
+        msg = f"--set {override!r}: the study has no place {key!r}"
+        raise UsageError(msg, given=key, expected=list(Study.model_fields)) from None
+
+
+def _explain(error: ValidationError, source: str) -> UsageError:
+    """One message for all problems of a study, each with its place, what was given and expected."""
+    problems = [_problem(entry) for entry in error.errors()]
+    first = problems[0]
+    if len(problems) == 1:
+        return UsageError(f"{source}: {first}", given=first.given, expected=first.expected)
+    lines = "".join(f"\n  - {problem}" for problem in problems)
+    return UsageError(
+        f"{source} has {len(problems)} problems:{lines}", given=first.given, expected=first.expected
+    )
+
+
+def _problem(entry: Any) -> UsageError:
+    place = ".".join(str(part) for part in entry["loc"]) or "study"
+    given = entry.get("input")
+    context = entry.get("ctx", {})
+    match entry["type"]:
+        case "value_error" if isinstance(context.get("error"), UsageError):
+            cause = context["error"]
+            return UsageError(f"{place}: {cause}", given=cause.given, expected=cause.expected)
+        case "extra_forbidden":
+            choices = _fields_at(entry["loc"][:-1])
+            unknown = unknown_choice("key", entry["loc"][-1], choices)
+            where = ".".join(str(part) for part in entry["loc"][:-1]) or "study"
+            return UsageError(f"{where}: {unknown}", given=unknown.given, expected=unknown.expected)
+        case "missing":
+            return UsageError(f"{place}: is missing", given="", expected=[place])
+        case "literal_error":
+            choices = [part.strip(" '") for part in context["expected"].replace(" or ", ",").split(",")]
+            unknown = unknown_choice(entry["loc"][-2 if len(entry["loc"]) > 1 else -1], given, choices)
+            return UsageError(f"{place}: {unknown}", given=given, expected=unknown.expected)
+        case _:
+            msg = f"{place}: {entry['msg'].lower()}, not {given!r}"
+            return UsageError(msg, given=given, expected=[entry["msg"]])
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    sections: dict[str, type[BaseModel]] = {
+        "workloads": WorkloadChoice,
+        "formats": FormatChoice,
+        "quantization": QuantizationChoice,
+        "hardware": HardwareChoice,
+        "fronts": FrontChoice,
+    }
+    section = sections.get(str(location[0])) if location else Study
+    return list((section or Study).model_fields)

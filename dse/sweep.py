@@ -1,0 +1,229 @@
+"""Run a study: check it, evaluate what is not there yet, keep every result, export the table."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+
+from dse.engine import Engine, LocalEngine, Outcome
+from dse.environment import environment, tool_versions
+from dse.evaluation import Evaluation, Task, evaluate, float_accuracy
+from dse.metrics import Figure
+from dse.pareto import Front, compute_fronts
+from dse.store import Result, ResultStore, as_table, exclusive
+from dse.study import Study
+from dse.workloads import workload_fingerprint
+from quantizers.errors import UsageError
+
+_STUDY = "study.json"
+_RUN = "run.json"
+_TABLE = "results.parquet"
+
+
+class Progress(Protocol):
+    """Told what happens in a sweep; the library itself prints nothing."""
+
+    def started(self, total: int, done: int) -> None:
+        """*done* of *total* points are already in the folder."""
+
+    def float_accuracy(self, workload: str, accuracy: Figure | None, error: str | None) -> None:
+        """A network's float accuracy, or why there is none; comes before its points."""
+
+    def finished(self, result: Result) -> None:
+        """One more point is in the store."""
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def started(self, total: int, done: int) -> None: ...
+
+    def float_accuracy(self, workload: str, accuracy: Figure | None, error: str | None) -> None: ...
+
+    def finished(self, result: Result) -> None: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder as it stands.
+
+    Attributes:
+        folder: where it is.
+        study: what was asked for.
+        results: of the study's points in the study's order; points not yet evaluated are missing.
+        environment: tools and machine of the last sweep in this folder.
+    """
+
+    folder: Path
+    study: Study
+    results: list[Result]
+    environment: dict[str, str]
+
+    @property
+    def failed(self) -> list[Result]:
+        return [result for result in self.results if result.error is not None]
+
+    @property
+    def missing(self) -> int:
+        """How many of the study's points have no result yet."""
+        return len(self.study.points()) - len(self.results)
+
+    def table(self) -> pd.DataFrame:
+        """The finished points, one row each."""
+        return as_table(result for result in self.results if result.error is None)
+
+    def fronts(self) -> list[Front]:
+        """The study's fronts over the finished points; none where nothing is finished."""
+        table = self.table()
+        if table.empty:
+            return []
+        return [front for choice in self.study.fronts for front in compute_fronts(table, choice.x, choice.y)]
+
+
+def run(
+    study: Study,
+    folder: Path,
+    *,
+    engine: Engine | None = None,
+    progress: Progress | None = None,
+) -> Run:
+    """Evaluate every point of *study* that *folder* does not hold yet.
+
+    Results are written one by one, so a kill loses at most the points in flight; running again
+    continues. A point that fails is recorded with its reason and is tried again the next time.
+
+    Raises:
+        UsageError: the study's data is not there, the folder cannot be written, or another sweep
+            is writing to it. Nothing has been written then.
+    """
+    study.check()
+    tasks = _tasks(study)
+    _make_folder(folder)
+    with exclusive(folder), closing(ResultStore(folder)) as store:
+        _write_json(folder / _STUDY, study.model_dump(mode="json"))
+        _write_json(folder / _RUN, {"keys": [t.key for t in tasks], "environment": environment()})
+        workers = engine or LocalEngine()
+        try:
+            _evaluate(study, tasks, store, workers, progress or Silent())
+        finally:
+            if engine is None:
+                workers.close()
+            _export(_open(folder, store))
+        return _open(folder, store)
+
+
+def load_run(folder: Path) -> Run:
+    """The run of a folder that a sweep wrote.
+
+    Raises:
+        UsageError: the folder is none.
+    """
+    if not (folder / _RUN).is_file() or not (folder / _STUDY).is_file():
+        near = sorted(str(path.parent) for path in folder.parent.glob(f"*/{_RUN}"))
+        listing = f"; runs beside it: {', '.join(near)}" if near else ""
+        msg = f"{str(folder)!r} is not a run folder: it has no {_STUDY} and {_RUN}{listing}"
+        raise UsageError(msg, given=folder, expected=near or ["a folder written by 'dse sweep'"])
+    with ResultStore(folder) as store:
+        return _open(folder, store)
+
+
+def _open(folder: Path, store: ResultStore) -> Run:
+    record = json.loads((folder / _RUN).read_text(encoding="utf-8"))
+    found = store.get(record["keys"])
+    results = [found[key] for key in record["keys"] if key in found]
+    return Run(folder, Study.load(folder / _STUDY), results, record["environment"])
+
+
+def _tasks(study: Study) -> list[Task]:
+    data = {workload.name: workload for workload in study.workloads}
+    fingerprints = {name: workload_fingerprint(name, w.path) for name, w in data.items()}
+    tools = tool_versions()
+    return [
+        Task(point, data[point.workload].data, fingerprints[point.workload], tools)
+        for point in study.points()
+    ]
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        msg = f"cannot write to the output folder {str(folder)!r}: {error.strerror}"
+        raise UsageError(msg, given=folder, expected=["a folder that can be written"]) from None
+
+
+def _evaluate(
+    study: Study, tasks: list[Task], store: ResultStore, engine: Engine, progress: Progress
+) -> None:
+    done = {key for key, result in store.get(t.key for t in tasks).items() if result.error is None}
+    pending = [task for task in tasks if task.key not in done]
+    progress.started(len(tasks), len(done))
+    if not pending:
+        return
+    first_of_each = list({task.point.workload: task for task in pending}.values())
+
+    def tell(task: Task, outcome: Outcome[Figure]) -> None:
+        progress.float_accuracy(task.point.workload, outcome.value, outcome.error)
+
+    def keep(task: Task, outcome: Outcome[Evaluation]) -> None:
+        result = _result(task, outcome)
+        store.put(result)
+        progress.finished(result)
+
+    _for_each(engine, float_accuracy, first_of_each, study.point_timeout_s, tell)
+    _for_each(engine, evaluate, pending, study.point_timeout_s, keep)
+
+
+def _for_each(
+    engine: Engine,
+    function: Callable[[Task], Any],
+    tasks: Sequence[Task],
+    timeout_s: float,
+    use: Callable[[Task, Outcome[Any]], None],
+) -> None:
+    """Hand every outcome to *use* as it comes."""
+    with closing(engine.run(function, tasks, timeout_s=timeout_s)) as outcomes:
+        for outcome in outcomes:
+            use(tasks[outcome.index], outcome)
+
+
+def _result(task: Task, outcome: Outcome[Evaluation]) -> Result:
+    evaluation = outcome.value
+    return Result(
+        key=task.key,
+        design=task.point,
+        tools=task.tools,
+        wall_seconds=round(outcome.seconds, 3),
+        host=environment()["host"],
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        metrics=evaluation.metrics if evaluation else {},
+        details=evaluation.details if evaluation else {},
+        error=outcome.error,
+    )
+
+
+def _export(run: Run) -> None:
+    """Write the table beside the store; a reader sees the old one or the new one, never half."""
+    table = run.table()
+    if table.empty:
+        return
+    temporary = run.folder / f"{_TABLE}.{os.getpid()}"
+    table.to_parquet(temporary, index=False)
+    temporary.replace(run.folder / _TABLE)
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(path)

@@ -1,0 +1,111 @@
+"""Radix-4 Booth multiplier: one carry chain per digit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from amaranth.hdl import C, Cat, Module, Shape, Signal, Value
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.arith._shapes import check_shape, product_shape, register, shape_range
+from quantizers.errors import UsageError
+
+MAX_ROWS_PER_STAGE = 3
+"""Carry chains in a row between registers: three are about 3 ns of logic on a 7-series part."""
+
+
+class BoothMultiplier(wiring.Component):
+    """``product = multiplicand * multiplier``, exactly.
+
+    A. D. Booth, "A signed binary multiplication technique", 1951, in radix 4: the digit
+    ``d = b[2i-1] + b[2i] - 2*b[2i+1]`` selects -2 to 2 times the multiplicand, so that a signed
+    multiplier of n bits needs ceil(n/2) rows and an unsigned one n//2 + 1. Each row is one carry
+    chain: selection, negation and sum share the LUT of a carry position. A negative multiple is
+    added as its one's complement; the missing ones of all rows ride in the unused operand of the
+    first row, so that no chain spends a position on a carry input.
+
+    Recode the operand with fewer rows: the narrower one, or the signed one of a pair of equal width.
+
+    Ports: ``multiplicand``, ``multiplier`` in; ``product`` out, of the narrowest shape for all products.
+    Latency :attr:`latency` cycles, 0 up to three rows; one product a cycle.
+
+    Args:
+        multiplicand: shape of the operand that the rows add.
+        multiplier: shape of the operand that is recoded into digits; at least two bits.
+
+    Raises:
+        UsageError: an argument is not a shape of enough bits.
+    """
+
+    def __init__(self, *, multiplicand: Shape, multiplier: Shape) -> None:
+        check_shape("multiplicand", multiplicand)
+        check_shape("multiplier", multiplier)
+        if multiplier.width < 2:
+            msg = f"a Booth multiplier needs a multiplier of at least 2 bits, not {multiplier!r}"
+            raise UsageError(msg, given=repr(multiplier), expected=["signed(2)", "unsigned(2)"])
+        self._multiplicand = multiplicand
+        self._multiplier = multiplier
+        super().__init__(
+            {
+                "multiplicand": In(multiplicand),
+                "multiplier": In(multiplier),
+                "product": Out(product_shape(multiplicand, multiplier)),
+            }
+        )
+
+    @property
+    def rows(self) -> int:
+        """Number of digits: carry chains."""
+        bits = self._multiplier.width
+        return (bits + 1) // 2 if self._multiplier.signed else bits // 2 + 1
+
+    @property
+    def latency(self) -> int:
+        """Cycles from operands to product."""
+        return (self.rows - 1) // MAX_ROWS_PER_STAGE
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        rows_per_stage = -(-self.rows // (self.latency + 1))
+        top = self.multiplier[-1] if self._multiplier.signed else C(0, 1)
+        digits: Value = Cat(C(0, 1), self.multiplier, top, top)[: 2 * self.rows + 1]
+        multiplicand: Value = self.multiplicand
+        finished: Value = C(0, 0)
+        running: Value = Cat(*(Cat(digits[2 * row + 2], C(0, 1)) for row in range(self.rows)))
+        for row in range(self.rows):
+            if row and row % rows_per_stage == 0:
+                digits, multiplicand, finished, running = (
+                    register(m, value) for value in (digits, multiplicand, finished, running)
+                )
+            total = Signal(self._row_shape(row), name=f"row{row}")
+            m.d.comb += total.eq(running + _select_multiple(multiplicand, digits[:3]))
+            if row < self.rows - 1:
+                digits = digits[2:]
+                finished, running = Cat(finished, total[:2]), total[2:].as_signed()
+        m.d.comb += self.product.eq(Cat(finished, total))
+        return m
+
+    def _row_shape(self, row: int) -> Shape:
+        """The row's sum: the product with the digits so far, and the ones that later rows still miss."""
+        digits = shape_range(self._multiplier)
+        if row < self.rows - 1:
+            digits = (-(1 << (2 * row + 1)), (1 << (2 * row + 1)) - 1)
+        products = [a * b for a in shape_range(self._multiplicand) for b in digits]
+        missing = sum(1 << (2 * later) for later in range(row + 1, self.rows))
+        low, high = min(products) >> (2 * row), (max(products) + missing) >> (2 * row)
+        return Shape(max(Shape.cast(range(low, high + 1)).width, 3), low < 0)
+
+
+def _select_multiple(multiplicand: Value, triple: Value) -> Value:
+    """-2 to 2 times the multiplicand; negative multiples are one short (one's complement)."""
+    below, low, negative = triple[0], triple[1], triple[2]
+    width = len(multiplicand) + 1
+    signed = multiplicand.shape().signed
+    single = Cat(multiplicand, multiplicand[-1] if signed else C(0, 1))
+    double = Cat(C(0, 1), multiplicand)
+    is_single = low ^ below
+    is_double = (negative ^ low) & ~is_single
+    selected = (single & is_single.replicate(width)) | (double & is_double.replicate(width))
+    complemented = selected ^ negative.replicate(width)
+    return (complemented if signed else Cat(complemented, negative)).as_signed()

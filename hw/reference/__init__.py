@@ -1,0 +1,1 @@
+"""Integer-exact models of the hardware blocks."""

@@ -1,0 +1,227 @@
+"""Everything about quantizing a model that does not depend on a number format, done once per model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from quantizers.attention import MatMul, unfold_attention
+from quantizers.calibration import TensorStatistics, collect_statistics
+from quantizers.errors import BitfrontError, UsageError
+from quantizers.folding import fold_batch_norms, is_plain, use_plain_convolutions
+from quantizers.formats import ScalarFormat
+from quantizers.nonnegative import Signs
+from quantizers.recording import Entry, Exit, Operation, Recording, record
+from quantizers.scales import weight_scales
+
+# Recording keeps every intermediate tensor; two images show all there is to see.
+_RECORDED_IMAGES = 2
+# Of the largest output. Folding and unfolding reorder float32 arithmetic: 1e-6 a layer was seen.
+_OUTPUT_TOLERANCE = 1e-4
+_PRODUCTS = frozenset(
+    ("convolution", "mm", "addmm", "bmm", "baddbmm", "dot", "mv", "addmv")
+    + ("_scaled_dot_product_flash_attention_for_cpu", "_transformer_encoder_layer_fwd")
+)
+_KINDS: list[tuple[type[nn.Module], str]] = [
+    (nn.Conv1d, "conv1d"),
+    (nn.Conv2d, "conv2d"),
+    (nn.Conv3d, "conv3d"),
+    (nn.Linear, "linear"),
+    (MatMul, "matmul"),
+]
+
+
+class PreparationError(BitfrontError):
+    """Folding or unfolding changed what the model computes."""
+
+
+@dataclass(frozen=True)
+class ComputeLayer:
+    """A layer whose products the hardware has to compute.
+
+    Attributes:
+        name: where it is in the prepared model.
+        kind: ``conv1d``, ``conv2d``, ``conv3d``, ``linear`` or ``matmul`` (two activations).
+        edge: whether it is the first or the last layer with weights.
+        nonnegative: per input, whether it cannot be negative whatever the data.
+        weights: number of weights; 0 for a matmul.
+        has_bias: whether a bias is added.
+        dot_length: products summed for one output.
+        macs: multiply-accumulates per input image.
+    """
+
+    name: str
+    kind: str
+    edge: bool
+    nonnegative: tuple[bool, ...]
+    weights: int
+    has_bias: bool
+    dot_length: int
+    macs: int
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedModel:
+    """A float model ready to be quantized in any format.
+
+    Attributes:
+        model: the model with batch norms folded and attention unfolded; do not change it.
+        layers: the compute layers, in the order in which they run.
+        statistics: per layer, one sample for each input.
+        float_products: modules whose convolutions or matrix products stay in float, because they
+            are not computed by a layer that can be replaced.
+    """
+
+    model: nn.Module
+    layers: tuple[ComputeLayer, ...]
+    statistics: dict[str, tuple[TensorStatistics, ...]]
+    float_products: tuple[str, ...]
+    _weight_scales: dict[tuple[str, str, str], npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    def weight_scales(self, layer: str, fmt: ScalarFormat, criterion: str) -> npt.NDArray[np.float32]:
+        """The scales of a layer's weights, one per output channel; searched once, then remembered."""
+        key = (layer, fmt.name, criterion)
+        if key not in self._weight_scales:
+            weight: Tensor = self.model.get_submodule(layer).weight  # type: ignore[assignment]
+            flat = weight.detach().flatten(1).numpy()
+            self._weight_scales[key] = weight_scales(flat, fmt, criterion)
+        return self._weight_scales[key]
+
+
+def prepare(model: nn.Module, calibration_batches: Iterable[Tensor]) -> PreparedModel:
+    """Fold, unfold, analyse and calibrate a copy of *model*.
+
+    Batch norms are folded into the layers before them, ``nn.MultiheadAttention`` becomes four
+    linear layers and two matrix products, and the inputs of all compute layers are sampled. ReLU6
+    stays ReLU6. A layer that runs several times per image keeps one quantizer for all its calls.
+
+    Args:
+        model: takes one tensor, image (or token sequence) first, and returns one tensor.
+        calibration_batches: float tensors ``(batch, ...)``.
+
+    Raises:
+        UsageError: no calibration data, no compute layer, unsupported attention options, an output
+            that is not a tensor, or numbers that are not finite.
+        PreparationError: the rewritten model's outputs differ from the original's.
+    """
+    batches = list(calibration_batches)
+    _check_batches(batches)
+    inputs = batches[0][:_RECORDED_IMAGES]
+    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    expected = _output(prepared, inputs)
+    unfold_attention(prepared)
+    use_plain_convolutions(prepared, inputs)
+    fold_batch_norms(prepared, inputs)
+    _check_outputs(_output(prepared, inputs), expected)
+    recording = record(prepared, inputs)
+    layers = _compute_layers(prepared, recording, images=inputs.shape[0])
+    statistics = collect_statistics(prepared, [layer.name for layer in layers], batches)
+    _check_finite(prepared, statistics)
+    return PreparedModel(prepared, layers, statistics, _float_products(prepared, recording))
+
+
+def _check_batches(batches: list[Tensor]) -> None:
+    for batch in batches:
+        if not isinstance(batch, Tensor) or not batch.is_floating_point():
+            given = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
+            msg = f"calibration batches must be floating-point tensors, not {given}"
+            raise UsageError(msg, given=given, expected=["torch.float32"])
+    if not batches or not all(batch.shape[0] for batch in batches):
+        msg = "calibration needs at least one batch, and at least one image in each"
+        raise UsageError(msg, given=f"{len(batches)} batches", expected=["at least one image"])
+
+
+def _output(model: nn.Module, inputs: Tensor) -> Tensor:
+    with torch.no_grad():
+        output = model(inputs)
+    if not isinstance(output, Tensor):
+        msg = f"the model must return one tensor, not {type(output).__name__}"
+        raise UsageError(msg, given=type(output).__name__, expected=["Tensor"])
+    return output
+
+
+def _check_outputs(actual: Tensor, expected: Tensor) -> None:
+    difference = float((actual - expected).abs().max())
+    limit = _OUTPUT_TOLERANCE * float(expected.abs().max())
+    if not difference <= limit:
+        msg = f"folding changed the model's outputs by {difference:.3g}, more than {limit:.3g}"
+        raise PreparationError(msg)
+
+
+def _check_finite(model: nn.Module, statistics: dict[str, tuple[TensorStatistics, ...]]) -> None:
+    for name, samples in statistics.items():
+        weight = getattr(model.get_submodule(name), "weight", None)
+        finite = all(math.isfinite(sample.largest) for sample in samples)
+        if not finite or (weight is not None and not bool(weight.isfinite().all())):
+            msg = f"layer {name!r} has weights or calibration inputs that are not finite"
+            raise UsageError(msg, given=name, expected=["finite numbers"])
+
+
+def _kind(module: nn.Module) -> str | None:
+    if not (is_plain(module) or isinstance(module, MatMul)):
+        return None
+    return next(kind for base, kind in _KINDS if isinstance(module, base))
+
+
+def _compute_layers(model: nn.Module, recording: Recording, images: int) -> tuple[ComputeLayer, ...]:
+    modules = dict(model.named_modules())
+    names = [event.module for event in recording.events if isinstance(event, Entry)]
+    names = [name for name in dict.fromkeys(names) if _kind(modules[name])]
+    weighted = [name for name in names if not isinstance(modules[name], MatMul)]
+    if not names:
+        msg = "the model has no convolution, linear layer or attention to quantize"
+        raise UsageError(msg, given=type(model).__name__, expected=["a model with weights"])
+    edges = {weighted[0], weighted[-1]} if weighted else set()
+    signs = _input_signs(recording, set(names))
+    return tuple(
+        _describe(name, modules[name], recording, images, name in edges, signs[name]) for name in names
+    )
+
+
+def _describe(
+    name: str, module: nn.Module, recording: Recording, images: int, edge: bool, nonnegative: tuple[bool, ...]
+) -> ComputeLayer:
+    weight = getattr(module, "weight", None)
+    calls = recording.calls(name)
+    dot_length = calls[0].inputs[0].shape[-1] if weight is None else weight[0].numel()
+    outputs = sum(
+        event.outputs[0].numel()
+        for event in recording.events
+        if isinstance(event, Exit) and event.module == name
+    )
+    return ComputeLayer(
+        name=name,
+        kind=_kind(module) or "",
+        edge=edge,
+        nonnegative=nonnegative,
+        weights=0 if weight is None else weight.numel(),
+        has_bias=getattr(module, "bias", None) is not None,
+        dot_length=dot_length,
+        macs=outputs * dot_length // images,
+    )
+
+
+def _input_signs(recording: Recording, layers: set[str]) -> dict[str, tuple[bool, ...]]:
+    signs = Signs()
+    found: dict[str, tuple[bool, ...]] = {}
+    for event in recording.events:
+        if isinstance(event, Operation):
+            signs.apply(event)
+        elif isinstance(event, Entry) and event.module in layers:
+            now = tuple(tensor in signs for tensor in event.inputs)
+            before = found.get(event.module, now)
+            found[event.module] = tuple(a and b for a, b in zip(before, now, strict=True))
+    return found
+
+
+def _float_products(model: nn.Module, recording: Recording) -> tuple[str, ...]:
+    modules = dict(model.named_modules())
+    places = [o.module for o in recording.operations if o.name in _PRODUCTS and not _kind(modules[o.module])]
+    return tuple(dict.fromkeys(places))

@@ -1,0 +1,204 @@
+"""Fast rounding of arrays, bit for bit what ``fmt.round(x / scale) * scale`` gives in float32.
+
+The definition is :meth:`quantizers.formats.ScalarFormat.round`; this is the same arithmetic at
+memory speed. Quantities are float32: division, rounding and multiplication each round once, as in
+Brevitas. Large arrays are shared among threads; the number is the smaller of numba's
+(``NUMBA_NUM_THREADS``, ``numba.set_num_threads``) and ``OMP_NUM_THREADS``. Results do not depend
+on it. Without numba (or with ``NUMBA_DISABLE_JIT=1``) the definition itself does the work.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from quantizers.errors import UsageError
+from quantizers.formats import ScalarFormat
+
+try:
+    import numba
+
+    from quantizers import _rounding_kernels as _kernels
+
+    HAVE_KERNELS = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+except ImportError:
+    HAVE_KERNELS = False
+
+Float32Array = npt.NDArray[np.float32]
+
+# Below this a second thread costs more to wake than it saves (measured: about 50 microseconds).
+_ELEMENTS_PER_THREAD = 1 << 16
+_pool: ThreadPoolExecutor | None = None
+
+
+def round_scaled(
+    x: npt.ArrayLike, fmt: ScalarFormat, scale: npt.ArrayLike = 1.0, out: Float32Array | None = None
+) -> Float32Array:
+    """``round(x / scale) * scale`` in float32; ties to the even code, saturating, NaN stays NaN.
+
+    Args:
+        x: any shape. Contiguous float32 in any order of axes (C, Fortran, channels last) is read in
+            place; other dtypes and layouts are first copied to contiguous float32.
+        scale: one value, or one per channel of axis 0: shape ``(C,)`` or ``(C, 1, ..., 1)``.
+        out: where to put the result: float32 of the shape of *x*; may be *x* itself.
+
+    Returns:
+        float32 of the shape of *x* (and its order of axes); *out* if that was given.
+
+    Raises:
+        UsageError: *scale* or *out* does not fit *x*.
+    """
+    array = np.asarray(x, dtype=np.float32)
+    scales = np.asarray(scale, dtype=np.float32)
+    scales = scales.reshape(scale_shape(scales.shape, array.shape))
+    if out is None:
+        out = np.empty_like(array)
+    elif out.shape != array.shape or out.dtype != np.float32:
+        msg = f"out must be float32 of shape {array.shape}, not {out.dtype} of shape {out.shape}"
+        raise UsageError(msg, given=f"{out.dtype} {out.shape}", expected=[f"float32 {array.shape}"])
+    if not HAVE_KERNELS:
+        with np.errstate(all="ignore"):
+            np.multiply(fmt.round(array / scales), scales, out=out)
+        return out
+    scales = np.ascontiguousarray(scales.reshape(-1))
+    order = _storage_order(array, per_channel=scales.size > 1)
+    source, target = array.transpose(order), out.transpose(order)
+    if target.flags.c_contiguous:
+        _round_flat(np.ascontiguousarray(source).reshape(-1), target.reshape(-1), scales, fmt)
+    else:
+        flat = np.array(source, order="C").reshape(-1)
+        _round_flat(flat, flat, scales, fmt)
+        target[...] = flat.reshape(target.shape)
+    return out
+
+
+def quantization_error(x: npt.ArrayLike, fmt: ScalarFormat, scales: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    """Sum over each channel of ``(round(x / s) * s - x)**2``, for every candidate scale s.
+
+    The difference is taken in float32, the square and the sum in float64, in an order that depends
+    on the length only: the same result for any number of threads. No temporary of the size of *x*.
+
+    Args:
+        x: ``(C, N)``; contiguous float32 is read in place, anything else copied to that first.
+        scales: candidates, ``(C, S)``.
+
+    Returns:
+        float64 ``(C, S)``; NaN where a channel holds a NaN, infinity where it holds one.
+
+    Raises:
+        UsageError: the shapes do not fit.
+    """
+    array = np.ascontiguousarray(x, dtype=np.float32)
+    candidates = np.ascontiguousarray(scales, dtype=np.float32)
+    if array.ndim != 2 or candidates.ndim != 2 or array.shape[0] != candidates.shape[0]:
+        msg = f"x and scales must be of shapes (C, N) and (C, S), not {array.shape} and {candidates.shape}"
+        raise UsageError(msg, given=f"{array.shape}, {candidates.shape}", expected=["(C, N), (C, S)"])
+    if not HAVE_KERNELS:
+        return _error_by_definition(array, fmt, candidates)
+    channels, length = array.shape
+    chunks = -(-length // _kernels.ERROR_CHUNK)
+    partial = np.zeros((channels, chunks, candidates.shape[1]))
+    steps = _steps(fmt)
+    _share(
+        lambda start, stop: _kernels.error_range(array, candidates, partial, start, stop, steps),
+        channels * chunks,
+        work_per_item=min(length, _kernels.ERROR_CHUNK) * candidates.shape[1],
+    )
+    return partial.sum(axis=1)
+
+
+def _error_by_definition(x: Float32Array, fmt: ScalarFormat, scales: Float32Array) -> npt.NDArray[np.float64]:
+    errors = np.empty(scales.shape)
+    with np.errstate(all="ignore"):
+        for candidate, scale in enumerate(scales.T[:, :, None]):
+            difference = (fmt.round(x / scale) * scale - x).astype(np.float64)
+            errors[:, candidate] = np.square(difference).sum(axis=1)
+    return errors
+
+
+def scale_shape(scale: tuple[int, ...], x: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which a scale of shape *scale* broadcasts along axis 0 of an *x* of shape *x*.
+
+    Raises:
+        UsageError: it is neither one value nor one per channel.
+    """
+    if math.prod(scale) == 1:
+        return (1,) * len(x)
+    vector, column = x[:1], x[:1] + (1,) * (len(x) - 1)
+    if x and scale in (vector, column):
+        return column
+    expected = ["one value", *dict.fromkeys(str(shape) for shape in (vector, column) if shape)]
+    msg = f"a scale of shape {scale} does not fit x of shape {x}; expected {' or '.join(expected)}"
+    raise UsageError(msg, given=scale, expected=expected)
+
+
+def _storage_order(array: npt.NDArray[Any], *, per_channel: bool) -> tuple[int, ...]:
+    """The order of axes in which the array can be read straight through, where there is one."""
+    natural = tuple(range(array.ndim))
+    if array.flags.c_contiguous:
+        return natural
+    order = tuple(sorted(natural, key=lambda axis: -array.strides[axis]))
+    usable = array.transpose(order).flags.c_contiguous and not (per_channel and order[0] != 0)
+    return order if usable else natural
+
+
+def _round_flat(x: Float32Array, out: Float32Array, scales: Float32Array, fmt: ScalarFormat) -> None:
+    if not x.size:
+        return
+    inner = x.size // scales.size
+    steps = _steps(fmt)
+    _share(
+        lambda start, stop: _kernels.round_range(x, out, scales, inner, start, stop, steps),
+        x.size,
+        work_per_item=1,
+    )
+
+
+@lru_cache(maxsize=256)
+def _steps(fmt: ScalarFormat) -> _kernels.Steps:
+    return _kernels.kernel_steps(fmt.grid)
+
+
+def _share(work: Callable[[int, int], None], items: int, *, work_per_item: int) -> None:
+    """Call ``work(start, stop)`` on ranges that cover *items*: in threads, where that pays."""
+    threads = min(_thread_count(), items, items * work_per_item // _ELEMENTS_PER_THREAD)
+    if threads <= 1:
+        work(0, items)
+        return
+    bounds = [items * i // threads for i in range(threads + 1)]
+    first, *rest = pairwise(bounds)
+    others = [_threads().submit(work, *part) for part in rest]
+    work(*first)
+    for future in others:
+        future.result()
+
+
+def _thread_count() -> int:
+    omp = os.environ.get("OMP_NUM_THREADS", "")
+    count = int(numba.get_num_threads())
+    return min(count, int(omp)) if omp.isdecimal() else count
+
+
+def _threads() -> ThreadPoolExecutor:
+    global _pool
+    if _pool is None:
+        _pool = ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="rounding")
+    return _pool
+
+
+def _forget_threads() -> None:
+    """A forked child has the pool object but none of its threads."""
+    global _pool
+    _pool = None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)

@@ -1,0 +1,75 @@
+"""The search for the scale with the least squared error.
+
+A value x is stored as ``round(x / scale)``. The error as a function of the scale has many minima,
+and for a minifloat it nearly repeats every octave, so a grid over several octaves comes first and
+the surroundings of its best point after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from quantizers.formats import ScalarFormat
+from quantizers.rounding import quantization_error
+
+FloatMatrix = npt.NDArray[np.float32]
+ErrorFunction = Callable[[FloatMatrix], npt.NDArray[np.float64]]
+
+# One octave more than what maps the largest value to the format's largest: with few mantissa bits
+# the top binade can be too coarse. Six below: a clipped tail of 1/64 of the range.
+_OCTAVES_ABOVE = 1
+_OCTAVES_BELOW = 6
+_STEPS_PER_OCTAVE = 8
+# Each refinement looks at 7 points on either side of the best one, 8 times closer together.
+_REFINEMENTS = 2
+_REFINED_POINTS = 8
+
+
+def largest_value_scale(largest: npt.NDArray[np.float32], fmt: ScalarFormat) -> npt.NDArray[np.float32]:
+    """The scale that maps *largest* (any shape) to the format's largest value; see :func:`positive`."""
+    return positive((largest.astype(np.float64) / fmt.maximum).astype(np.float32))
+
+
+def positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """*scales* with each zero replaced by the smallest scale above zero, 1 where there is none.
+
+    A channel of zeros works with any scale; one of its neighbours' size keeps a bias on the grid
+    of the products precise.
+    """
+    usable = scales[scales >= np.finfo(np.float32).tiny]
+    substitute = usable.min() if usable.size else np.float32(1.0)
+    return np.maximum(scales, substitute) if usable.size else np.full_like(scales, substitute)
+
+
+def least_error_scale(
+    largest: npt.NDArray[np.float32], fmt: ScalarFormat, error: ErrorFunction
+) -> npt.NDArray[np.float32]:
+    """The scale of least *error* per channel.
+
+    Args:
+        largest: the largest magnitude of each channel, ``(C,)``.
+        error: from candidates ``(C, S)`` to their errors ``(C, S)``.
+
+    Returns:
+        float32 ``(C,)``, above zero; the smallest of the best where errors tie.
+    """
+    best = largest_value_scale(largest, fmt)
+    steps = np.arange(-_OCTAVES_BELOW * _STEPS_PER_OCTAVE, _OCTAVES_ABOVE * _STEPS_PER_OCTAVE + 1)
+    density = _STEPS_PER_OCTAVE
+    for _ in range(1 + _REFINEMENTS):
+        candidates = (best[:, None] * np.exp2(steps / density)[None, :]).astype(np.float32)
+        best = np.take_along_axis(candidates, error(candidates).argmin(axis=1)[:, None], axis=1)[:, 0]
+        steps = np.arange(1 - _REFINED_POINTS, _REFINED_POINTS)
+        density *= _REFINED_POINTS
+    return positive(best)
+
+
+def weight_scales(weights: FloatMatrix, fmt: ScalarFormat, criterion: str) -> npt.NDArray[np.float32]:
+    """One scale per output channel of *weights* ``(C, N)``: ``mse`` or ``max``."""
+    largest = np.abs(weights).max(axis=1)
+    if criterion == "max":
+        return largest_value_scale(largest, fmt)
+    return least_error_scale(largest, fmt, lambda scales: quantization_error(weights, fmt, scales))

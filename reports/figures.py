@@ -1,0 +1,93 @@
+"""Paper figures with matplotlib: one front a file, as SVG and PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from dse.metrics import Metric, metric
+from dse.pareto import Front
+from dse.sweep import Run
+from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
+
+_SIZE_INCHES = (6.4, 4.2)
+_PNG_DPI = 160
+
+
+def write_figures(run: Run) -> list[Path]:
+    """One figure for each workload and each front of the study, in ``figures/`` of the run folder."""
+    folder = run.folder / "figures"
+    folder.mkdir(exist_ok=True)
+    table = run.table()
+    fronts = run.fronts()
+    files = []
+    for whole in (front for front in fronts if front.family == "all"):
+        points = table[table["workload"] == whole.workload]
+        figure, axes = plt.subplots(figsize=_SIZE_INCHES, layout="constrained")
+        draw_front(axes, points, whole)
+        stem = folder / f"{_file_name(whole.workload)}_{whole.y}_{whole.x}"
+        for file in (stem.with_suffix(".svg"), stem.with_suffix(".png")):
+            figure.savefig(file, dpi=_PNG_DPI)
+            files.append(file)
+        plt.close(figure)
+    return files
+
+
+def _file_name(workload: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in workload)
+
+
+def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
+    """Points by family with their intervals, the front over all of them, its members named."""
+    x, y = metric(front.x), metric(front.y)
+    for family, rows in points.dropna(subset=[x.name, y.name]).groupby("family", sort=True):
+        axes.errorbar(
+            scaled(rows[x.name], x),
+            scaled(rows[y.name], y),
+            yerr=_error_lengths(rows, y),
+            fmt=FAMILY_MARKS[str(family)][1],
+            color=FAMILY_COLOURS[str(family)],
+            markersize=5,
+            elinewidth=0.6,
+            alpha=0.8,
+            label=str(family),
+        )
+    xs, ys = scaled(front.rows[x.name], x), scaled(front.rows[y.name], y)
+    axes.step(xs, ys, where="post", color=FRONT_OF_ALL, linewidth=1.2, label="Pareto front", zorder=0)
+    for row, px, py in zip(front.rows.itertuples(), xs, ys, strict=True):
+        axes.annotate(label_of(row), (px, py), xytext=(3, -11), textcoords="offset points", fontsize=7)
+    if y.name == "accuracy" and "float_accuracy" in points:
+        level = 100 * points["float_accuracy"].iloc[0]
+        axes.axhline(level, color=FLOAT_LINE, linestyle="--", linewidth=1, label=f"float, {level:.1f} %")
+    axes.set_xlabel(x.label)
+    axes.set_ylabel(y.label)
+    axes.set_title(front.workload, fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right" if y.maximise else "upper right")
+
+
+def scaled(values: pd.Series, of: Metric) -> np.ndarray:
+    """Values as the axis shows them: fractions in percent."""
+    return values.to_numpy(dtype=float) * (100 if of.percent else 1)
+
+
+def label_of(row: Any) -> str:
+    """``e2m1`` or ``e2m1/int8``."""
+    return row.weights if row.weights == row.activations else f"{row.weights}/{row.activations}"
+
+
+def _error_lengths(rows: pd.DataFrame, of: Metric) -> np.ndarray | None:
+    low, high = f"{of.name}_low", f"{of.name}_high"
+    if low not in rows:
+        return None
+    centre = scaled(rows[of.name], of)
+    return np.stack([centre - scaled(rows[low], of), scaled(rows[high], of) - centre])

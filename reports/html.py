@@ -1,0 +1,186 @@
+"""The HTML report: one self-contained page that works offline."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
+
+from dse.metrics import METRICS, Metric, metric
+from dse.pareto import Front
+from dse.sweep import Run
+from reports.figures import label_of, scaled, write_figures
+from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
+from reports.summary import best_by_bits, headlines
+
+_TEMPLATES = Path(__file__).parent / "templates"
+# Columns of the table of points, in order, where the run has them.
+_TABLE_COLUMNS = (
+    "workload", "weights", "activations", "family", "accuracy", "accuracy_drop_points", "luts", "lut_cells",
+    "carries", "ffs", "accumulator_bits", "logic_delay_ns", "weight_memory_kib", "mac_weights",
+    "mac_activations", "weight_scale", "activation_scale", "bias",
+)  # fmt: skip
+
+
+def write_report(run: Run) -> Path:
+    """Write ``report.html`` and the figures of a run; gives the page's path."""
+    page = render_report(run)
+    if run.results and not run.table().empty:
+        write_figures(run)
+    file = run.folder / "report.html"
+    temporary = file.with_suffix(".html.part")
+    temporary.write_text(page, encoding="utf-8")
+    temporary.replace(file)
+    return file
+
+
+def render_report(run: Run) -> str:
+    """The page as text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    table = run.table()
+    fronts = run.fronts()
+    return environment.get_template("report.html.j2").render(
+        study=run.study,
+        study_json=json.dumps(run.study.model_dump(mode="json"), indent=2),
+        run=run,
+        headlines=headlines(table) if not table.empty else [],
+        charts=[_chart(table, fronts, front) for front in fronts if front.family == "all"],
+        front_lists=fronts,
+        best=best_by_bits(table) if not table.empty else [],
+        families=sorted(table["family"].unique()) if not table.empty else [],
+        colours=FAMILY_COLOURS,
+        columns=[name for name in _TABLE_COLUMNS if name in table],
+        rows=[] if table.empty else _table_rows(table),
+        metrics=[METRICS[name] for name in METRICS if name in table],
+        provenance={name: _provenance(table, name) for name in METRICS if name in table},
+        environment=run.environment,
+        plotly=get_plotlyjs(),
+    )
+
+
+def _provenance(table: pd.DataFrame, name: str) -> str:
+    return ", ".join(sorted(table[f"{name}_provenance"].dropna().unique()))
+
+
+def _table_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    rows = []
+    for record in table.to_dict(orient="records"):
+        cells = {name: _cell(record, name) for name in _TABLE_COLUMNS if name in table}
+        rows.append({"family": record["family"], "workload": record["workload"], "cells": cells})
+    return rows
+
+
+def _cell(record: dict[str, Any], name: str) -> dict[str, Any]:
+    """Text to show and the number to sort by."""
+    value = record[name]
+    if name not in METRICS:
+        return {"text": str(value), "sort": None}
+    if pd.isna(value):
+        return {"text": "", "sort": None}
+    return {"text": with_interval(record, METRICS[name]), "sort": float(value)}
+
+
+def with_interval(record: dict[str, Any], of: Metric) -> str:
+    """``91.23 [90.0, 92.4]``: the value as shown, and its 95 % interval where it has one."""
+    factor = 100 if of.percent else 1
+    value = factor * record[of.name]
+    text = f"{value:.2f}" if of.percent or value != int(value) else f"{value:.0f}"
+    low, high = record.get(f"{of.name}_low"), record.get(f"{of.name}_high")
+    if low is None or pd.isna(low):
+        return text
+    return f"{text} [{factor * low:.1f}, {factor * high:.1f}]"
+
+
+def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, str]:
+    points = table[table["workload"] == whole.workload].dropna(subset=[whole.x, whole.y])
+    x, y = metric(whole.x), metric(whole.y)
+    figure = go.Figure()
+    for family, rows in points.groupby("family", sort=True):
+        figure.add_trace(_points(rows, str(family), x, y))
+    for front in fronts:
+        if (front.workload, front.x, front.y) == (whole.workload, whole.x, whole.y):
+            figure.add_trace(_front_line(front, x, y))
+    if y.name == "accuracy" and "float_accuracy" in points:
+        level = 100 * points["float_accuracy"].iloc[0]
+        figure.add_hline(level, line_dash="dash", line_color=FLOAT_LINE, line_width=1,
+                         annotation_text=f"float {level:.2f} %", annotation_position="top left")  # fmt: skip
+    figure.update_layout(
+        template="plotly_white", height=520, hovermode="closest", margin={"t": 30, "r": 20, "b": 60, "l": 70},
+        xaxis_title=x.label, yaxis_title=y.label, font={"size": 14},
+        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+    )  # fmt: skip
+    return {"title": f"{whole.workload}: {y.label} against {x.label}", "json": _embed(figure)}
+
+
+def _embed(figure: go.Figure) -> str:
+    """The figure's JSON, safe inside a script element."""
+    return str(figure.to_json()).replace("</", "<\\/")
+
+
+def _points(rows: pd.DataFrame, family: str, x: Metric, y: Metric) -> go.Scatter:
+    records = rows.to_dict(orient="records")
+    return go.Scatter(
+        x=scaled(rows[x.name], x),
+        y=scaled(rows[y.name], y),
+        mode="markers",
+        name=family,
+        meta={"family": family},
+        marker={"color": FAMILY_COLOURS[family], "symbol": FAMILY_MARKS[family][0], "size": 10, "opacity": 0.85},
+        error_y=_error_bars(rows, y),
+        hovertext=[_hover(record) for record in records],
+        hovertemplate="%{hovertext}<extra></extra>",
+    )
+
+
+def _error_bars(rows: pd.DataFrame, of: Metric) -> dict[str, Any] | None:
+    low, high = f"{of.name}_low", f"{of.name}_high"
+    if low not in rows:
+        return None
+    centre = scaled(rows[of.name], of)
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": scaled(rows[high], of) - centre,
+        "arrayminus": centre - scaled(rows[low], of),
+        "thickness": 1,
+        "width": 2,
+    }
+
+
+def _hover(record: dict[str, Any]) -> str:
+    lines = [f"<b>weights {record['weights']}, activations {record['activations']}</b>"]
+    for of in METRICS.values():
+        if of.name in record and not pd.isna(record[of.name]):
+            lines.append(f"{of.label}: {with_interval(record, of)}  ({record[of.name + '_provenance']})")
+    lines.append(f"MAC costed: {record['mac_weights']} x {record['mac_activations']}")
+    lines.append(f"scales: weights {record['weight_scale']}, activations {record['activation_scale']}")
+    return "<br>".join(lines)
+
+
+def _front_line(front: Front, x: Metric, y: Metric) -> go.Scatter:
+    everything = front.family == "all"
+    return go.Scatter(
+        x=scaled(front.rows[x.name], x),
+        y=scaled(front.rows[y.name], y),
+        mode="lines+text" if everything else "lines",
+        text=[label_of(row) for row in front.rows.itertuples()] if everything else None,
+        textposition="bottom right",
+        textfont={"size": 11},
+        line={
+            "shape": "hv",
+            "color": FRONT_OF_ALL if everything else FAMILY_COLOURS[front.family],
+            "width": 2 if everything else 1.2,
+            "dash": "solid" if everything else "dot",
+        },
+        name="front of all" if everything else f"front, {front.family}",
+        meta={"family": None if everything else front.family},
+        hoverinfo="skip",
+    )

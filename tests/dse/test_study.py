@@ -1,0 +1,156 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from dse.study import Study
+from quantizers.errors import UsageError
+
+MINIMAL = """
+name = "t"
+[[workloads]]
+name = "fmnist-resnet"
+[formats]
+families = ["integer"]
+bits = [4, 8]
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> Study:
+    file = tmp_path / "study.toml"
+    file.write_text(text)
+    return Study.load(file, overrides)
+
+
+def message(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        load(tmp_path, text, *overrides)
+    return str(caught.value).replace(str(tmp_path), "DIR")
+
+
+def test_equal_pairing_has_every_signed_split_once(tmp_path):
+    text = MINIMAL.replace('["integer"]', '["integer", "minifloat"]').replace("[4, 8]", "[3, 4, 8]")
+    pairs = load(tmp_path, text).formats.resolve()
+    names = "int3 int4 int8 e1m1 e2m0 e1m2 e2m1 e3m0 e1m6 e2m5 e3m4 e4m3 e5m2".split()
+    assert pairs == [(name, name) for name in names]
+
+
+def test_activations_have_at_least_the_bits_of_the_weights(tmp_path):
+    text = MINIMAL.replace('["integer"]', '["integer", "minifloat"]') + 'pairing = "activations_at_least_weights"'
+    pairs = load(tmp_path, text).formats.resolve()
+    assert pairs[:3] == [("int4", "int4"), ("int4", "int8"), ("int8", "int8")]
+    # 3 splits of 4 bits, 5 of 8: 3 x 3 + 3 x 5 + 5 x 5, within the family only.
+    assert len(pairs) == 3 + 9 + 15 + 25
+    assert ("e2m1", "e4m3") in pairs
+    assert ("e4m3", "e2m1") not in pairs
+    assert ("int4", "e4m3") not in pairs
+
+
+def test_explicit_pairs_and_swept_choices(tmp_path):
+    text = """
+    name = "t"
+    [[workloads]]
+    name = "fmnist-resnet"
+    evaluation_images = 50
+    [formats]
+    pairs = [["int4", "int8"], ["e2m1", "e4m3"], ["int4", "int8"]]
+    [quantization]
+    activation_scale = ["mse", "percentile"]
+    percentile = 99.9
+    """
+    points = load(tmp_path, text).points()
+    assert [(p.label, p.activation_scale, p.percentile, p.family) for p in points] == [
+        ("int4/int8", "mse", 100.0, "integer"),
+        ("int4/int8", "percentile", 99.9, "integer"),
+        ("e2m1/e4m3", "mse", 100.0, "minifloat"),
+        ("e2m1/e4m3", "percentile", 99.9, "minifloat"),
+    ]
+    assert {p.evaluation_images for p in points} == {50}
+
+
+def test_overrides_are_toml_values_or_text(tmp_path):
+    study = load(
+        tmp_path, MINIMAL, "hardware.dot_length=64", "workloads.0.data=some/folder", "formats.bits=[3]", "name=u"
+    )
+    assert (study.hardware.dot_length, study.workloads[0].data, study.name) == (64, "some/folder", "u")
+    assert study.formats.resolve() == [("int3", "int3")]
+
+
+def test_the_resolved_study_is_the_same_study(tmp_path):
+    study = load(tmp_path, MINIMAL)
+    file = tmp_path / "study.json"
+    file.write_text(json.dumps(study.model_dump(mode="json")))
+    assert Study.load(file) == study
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "expected"),
+    [
+        (MINIMAL.replace("bits = [4, 8]", ""), [],
+         "DIR/study.toml: formats: 'families' and 'bits' belong together; 'bits' is missing"),
+        (MINIMAL + 'pairs = [["int4", "int4"]]', [],
+         "DIR/study.toml: formats: give either 'pairs' or both 'families' and 'bits', not both and not neither"),
+        (MINIMAL.replace("bits", "bitz"), [],
+         "DIR/study.toml: formats: unknown key 'bitz' (did you mean 'bits'?); "
+         "expected one of: families, bits, pairing, pairs"),
+        (MINIMAL, ["formats.families=['intger']"],
+         "DIR/study.toml: formats.families.0: unknown families 'intger' (did you mean 'integer'?); "
+         "expected one of: integer, minifloat"),
+        (MINIMAL, ["formats.bits=[12]"],
+         "DIR/study.toml: formats.bits.0: input should be less than or equal to 8, not 12"),
+        (MINIMAL, ["quantization.percentile=99.9"],
+         "DIR/study.toml: quantization: 'percentile' is given but activation_scale is not 'percentile'; "
+         "it would have no effect"),
+        (MINIMAL, ["fronts=[{x='luts',y='luts'}]"],
+         "DIR/study.toml: fronts.0: a front needs two different metrics, not 'luts' twice"),
+        (MINIMAL, ["nonsense"],
+         "--set needs key=value, such as hardware.dot_length=1024, not 'nonsense'"),
+        (MINIMAL, ["workloads.3.data=x"], "--set 'workloads.3.data=x': the study has no place 'workloads.3.data'"),
+        ("name = ", [], "DIR/study.toml is not valid TOML: Invalid value (at end of document)"),
+        (MINIMAL + '[[workloads]]\nname = "fmnist-resnet"', [],
+         "DIR/study.toml: study: workload 'fmnist-resnet' is listed twice"),
+        ("name = 't'\n[formats]\nfamilies=['integer']\nbits=[3]", [], "DIR/study.toml: workloads: is missing"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said_in_one_message(tmp_path, text, overrides, expected):
+    assert message(tmp_path, text, *overrides) == expected
+
+
+@pytest.mark.parametrize(
+    ("override", "beginning"),
+    [
+        ("formats={pairs=[['int4','e9m9']]}", "formats.pairs.0.1: no format 'e9m9': minifloats have 1 to 5"),
+        ("hardware.part=xc7z02", "hardware.part: unknown part 'xc7z02' (did you mean 'xc7z020'?); expected one of"),
+        ("fronts=[{x='lutz',y='accuracy'}]", "fronts.0.x: unknown metric 'lutz' (did you mean 'luts'?); expected"),
+        ("hardware.block=mca", "hardware.block: unknown block 'mca' (did you mean 'mac'?); expected one of: mac"),
+    ],
+)
+def test_names_are_checked_when_the_study_is_read(tmp_path, override, beginning):
+    assert message(tmp_path, MINIMAL, override).startswith(f"DIR/study.toml: {beginning}")
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    text = message(tmp_path, MINIMAL, "formats.bits=[12]", "hardware.part=x")
+    assert text.startswith("DIR/study.toml has 2 problems:\n  - formats.bits.0: ")
+    assert "\n  - hardware.part: unknown part 'x'; expected one of: " in text
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path):
+    (tmp_path / "quickstart.toml").write_text(MINIMAL)
+    with pytest.raises(UsageError) as caught:
+        Study.load(tmp_path / "quick.toml")
+    neighbour = tmp_path / "quickstart.toml"
+    assert str(caught.value) == f"no study file '{tmp_path / 'quick.toml'}'; study files there: {neighbour}"
+    assert caught.value.expected == [str(neighbour)]
+
+
+def test_unknown_workload_is_found_before_work_starts(tmp_path):
+    with pytest.raises(UsageError, match=r"^unknown workload 'fmnist-resnt' \(did you mean 'fmnist-resnet'\?\)"):
+        load(tmp_path, MINIMAL, "workloads.0.name=fmnist-resnt").check()
+
+
+@pytest.mark.parametrize("name", ["quickstart", "anchor"])
+def test_shipped_studies_resolve(name):
+    study = Study.load(Path(__file__).parents[2] / "sweeps" / f"{name}.toml")
+    # Integers 6 and minifloats 2+3+4+5+5+5 alone; 21 + 340 pairs of the anchor study on three networks.
+    assert len(study.points()) == {"quickstart": 30, "anchor": 3 * (21 + 340)}[name]
