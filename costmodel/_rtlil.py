@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _NOISE = re.compile(r"^(?:#.*|autoidx \d+|\s*attribute \\src \".*\")\n", re.MULTILINE)
-_SERIAL = re.compile(r"\$(\d+)\b")
+_SERIAL = re.compile(r"\$(\d+)")
 _MODULE = re.compile(r"^module \\?(\S+)", re.MULTILINE)
 
 

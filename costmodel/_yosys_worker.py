@@ -37,7 +37,7 @@ class _Session:
     """One Yosys design, with the library of cells kept for all requests."""
 
     def __init__(self, work: Path) -> None:
-        from pyosys import libyosys  # noqa: PLC0415 - after the descriptors are moved
+        from pyosys import libyosys  # after the descriptors are moved
 
         self._work = work
         self._design = libyosys.Design()
@@ -46,7 +46,7 @@ class _Session:
         self._run("design", "-save", "libs")
 
     def map(self, rtlil: str, top: str, stages: Sequence[str], options: str) -> dict[str, Any]:
-        """Maps module *top* of the file *rtlil*; leaves the netlist in ``netlist.json`` of the work folder."""
+        """Maps module *top* of the file *rtlil*; leaves it in ``netlist.json`` of the work folder."""
         self._run("design", "-load", "libs")
         self._run("read_rtlil", rtlil)
         self._run("hierarchy", "-check", "-top", top)
@@ -82,7 +82,7 @@ class _Session:
         return {}
 
     def _run(self, *words: str) -> None:
-        from pyosys import libyosys  # noqa: PLC0415
+        from pyosys import libyosys
 
         self._design.run_pass(libyosys.StringVector(list(words)))
 

@@ -17,7 +17,7 @@ _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]*")
 
 
 def default_cache_root() -> Path:
-    """``$BITFRONT_CACHE``, or the place that the platform keeps for caches (``~/.cache/bitfront`` on Linux)."""
+    """``$BITFRONT_CACHE``, or where the platform keeps caches (``~/.cache/bitfront`` on Linux)."""
     chosen = os.environ.get("BITFRONT_CACHE")
     if chosen:
         return Path(chosen).expanduser()
@@ -69,8 +69,9 @@ class ContentCache:
 
     def get(self, key: object) -> Any | None:
         """The value stored for *key*, or None when there is none (or none that is whole)."""
+        path = self._path(key)
         try:
-            entry = json.loads(self._path(key).read_bytes())
+            entry = json.loads(path.read_bytes())
             value = entry["value"]
             whole = entry["sha256"] == content_key(value)
         except (OSError, ValueError, KeyError, TypeError):

@@ -39,7 +39,8 @@ PAIR_INPUTS = 5
 
 _LUTS = {f"LUT{n}" for n in range(1, 7)} | {"LUT6_2"}
 _LUT_OUTPUTS = ("O", "O6", "O5")
-_FLIP_FLOPS = {kind + edge for kind in ("FDRE", "FDSE", "FDCE", "FDPE") for edge in ("", "_1")} | {"LDCE", "LDPE"}
+_FLIP_FLOPS = {kind + edge for kind in ("FDRE", "FDSE", "FDCE", "FDPE") for edge in ("", "_1")}
+_FLIP_FLOPS |= {"LDCE", "LDPE"}
 _WIDE_MUXES = {"MUXF7", "MUXF8"}
 
 # LUTs per cell: UG474, tables "Distributed RAM Configuration" and "ROM Configuration"; shift registers
@@ -58,9 +59,9 @@ _FREE = {
     "IBUF", "IBUFG", "IBUFDS", "IBUFGDS", "OBUF", "OBUFT", "OBUFDS", "IOBUF",
     "$scopeinfo", "$print", "$check", "$assert", "$assume", "$cover",
 }  # fmt: skip
-_COUNTED = (
-    _LUTS | _FLIP_FLOPS | _WIDE_MUXES | _MEMORY_LUTS.keys() | _ROM_LUTS.keys() | _BLOCK_RAMS.keys() | _DSPS | _FREE
-) | {"CARRY4"}
+_COUNTED = {"CARRY4"}.union(
+    _LUTS, _FLIP_FLOPS, _WIDE_MUXES, _MEMORY_LUTS, _ROM_LUTS, _BLOCK_RAMS, _DSPS, _FREE
+)  # fmt: skip
 
 
 class PackingError(BitfrontError):
@@ -176,10 +177,8 @@ def _weigh(kinds: Mapping[str, int], weights: Mapping[str, float]) -> float:
     return sum(kinds[kind] * weight for kind, weight in weights.items() if kind in kinds)
 
 
-def _pack_carries(
-    module: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]
-) -> tuple[int, list[Inputs]]:
-    """Carry positions in use, and the input nets of the LUTs outside their sites (empty: takes no partner)."""
+def _pack_carries(module: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> tuple[int, list[Inputs]]:
+    """Carry positions in use, and the inputs of the LUTs outside their sites (empty: takes no partner)."""
     source = _inverter_sources(cells)
     luts, driver = _collect_luts(cells, source)
     positions = [

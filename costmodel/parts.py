@@ -28,8 +28,8 @@ class Part:
     brams: int
 
 
-# Zynq-7000: DS190 "Zynq-7000 SoC Data Sheet: Overview", tables 1 and 2. Artix-7 and Kintex-7: DS180
-# "7 Series FPGAs Data Sheet: Overview", tables 4 and 6; a 7-series slice holds four LUTs and eight flip-flops.
+# Zynq-7000: DS190 "Zynq-7000 SoC Data Sheet: Overview", table 1. Artix-7 and Kintex-7: DS180
+# "7 Series FPGAs Data Sheet: Overview", tables 4 and 6; a slice holds four LUTs and eight flip-flops.
 # UltraScale and UltraScale+ are absent on purpose: Yosys maps them to the same 7-series cells.
 PARTS = {
     part.name: part

@@ -68,7 +68,9 @@ class Resources(packing.Counts):
         """The metrics in the JSON shape of a result row; one that could not be had is left out."""
         values = {name: getattr(self, name) for name in _METRICS}
         return {
-            name: {"value": value, "provenance": "measured"} for name, value in values.items() if value is not None
+            name: {"value": value, "provenance": "measured"}
+            for name, value in values.items()
+            if value is not None
         }
 
 

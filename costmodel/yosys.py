@@ -71,7 +71,8 @@ class Yosys:
             SynthesisError: Yosys found an error or died; this object is of no more use then.
         """
         try:
-            self._requests.write(json.dumps({"operation": operation, "folder": os.getcwd(), **arguments}) + "\n")
+            request = {"operation": operation, "folder": os.getcwd(), **arguments}
+            self._requests.write(json.dumps(request) + "\n")
             self._requests.flush()
             reply = self._replies.readline()
         except BrokenPipeError:
@@ -107,7 +108,7 @@ _process: Yosys | None = None
 
 @contextmanager
 def running_yosys() -> Iterator[Yosys]:
-    """Exclusive use of this process' Yosys; an exception inside the block ends it, the next use starts another."""
+    """Exclusive use of this process' Yosys; an exception in the block ends it, the next use starts anew."""
     global _process
     with _lock:
         try:

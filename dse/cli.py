@@ -124,7 +124,9 @@ def cost(
     files: Annotated[list[Path] | None, typer.Argument(help="More files for --verilog.")] = None,
     weights: Annotated[str | None, typer.Option(help="Weight format, such as e2m1.")] = None,
     activations: Annotated[str | None, typer.Option(help="Activation format, such as e4m3.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every format of --bits, weights = activations.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every format of --bits, weights = activations.")
+    ] = False,
     bits: Annotated[str, typer.Option(help="Bit widths for --all: 8 or 3-8.")] = "3-8",
     block: Annotated[str, typer.Option(help="Which block of the hardware.")] = "mac",
     settings: Overrides = None,
@@ -143,7 +145,7 @@ def cost(
         designs = [costing.cost_of_verilog([verilog, *(files or [])], top=top, part=part)]
     elif files or top:
         msg = "files and --top belong to --verilog, which is missing"
-        raise UsageError(msg, given=" ".join(map(str, files or [top])), expected=["--verilog FILE... --top NAME"])
+        raise UsageError(msg, given=files or top, expected=["--verilog FILE... --top NAME"])
     else:
         pairs = costing.chosen_pairs(weights, activations, bits if every else None)
         parameters = costing.block_parameters(block, settings or [])
@@ -157,7 +159,9 @@ def cost(
 
 @app.command()
 def formats(
-    name: Annotated[str | None, typer.Argument(help="A format, such as e4m3; all are listed without.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A format, such as e4m3; all are listed without.")
+    ] = None,
     as_json: AsJson = False,
 ) -> int:
     """Properties of the number formats, and the value table of one."""

@@ -126,20 +126,33 @@ def _cell(name: str, value: float) -> str:
 
 
 def show_costs(designs: Sequence[BlockCost]) -> None:
-    """One row a design, one column a metric; what could not be had stays empty."""
-    choices = [name for name in designs[0].design if name not in ("tools",)]
+    """One row a design; what all designs share stands below the table, once."""
+    choices = [name for name in designs[0].design if designs[0].design[name] is not None]
+    varied = [name for name in choices if len({str(d.design[name]) for d in designs}) > 1]
     metrics = [name for name in METRICS if any(name in design.metrics for design in designs)]
-    table = Table(title="resources (LUT6 sites: 'luts'; logic delay without routing)", title_justify="left")
-    for name in choices:
+    unused = [
+        name for name in metrics if all(d.metrics[name].value == 0 for d in designs if name in d.metrics)
+    ]
+    table = Table()
+    for name in varied:
         table.add_column(name)
-    for name in metrics:
-        table.add_column(name, justify="right")
+    shown = [name for name in metrics if name not in unused]
+    for name in shown:
+        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
     for design in designs:
-        figures = [_cell(name, design.metrics[name].value) if name in design.metrics else "" for name in metrics]
-        table.add_row(*(str(design.design[name]) for name in choices), *figures)
+        figures = [
+            _cell(name, design.metrics[name].value) if name in design.metrics else "" for name in shown
+        ]
+        table.add_row(*(str(design.design[name]) for name in varied), *figures)
     _out.print(table)
+    shared = [f"{name} {_text(designs[0].design[name])}" for name in choices if name not in varied]
+    show(", ".join(shared) + (f"; no {', '.join(unused)}" if unused else ""))
     tools = ", ".join(f"{name} {text}" for name, text in designs[0].tools.items())
-    show(f"measured with {tools}")
+    show(f"luts: LUT6 sites after pairing; logic delay without routing; {tools}")
+
+
+def _text(value: Any) -> str:
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def show_formats(descriptions: Sequence[Mapping[str, Any]]) -> None:

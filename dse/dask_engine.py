@@ -51,7 +51,9 @@ class DaskEngine:
             self._client = distributed.Client(self._cluster or scheduler, timeout=_CONNECT_TIMEOUT_S)
         except (OSError, TimeoutError, ValueError) as error:
             msg = f"no Dask scheduler answers at {scheduler!r}: {error}"
-            raise UsageError(msg, given=scheduler, expected=["tcp://HOST:PORT of a running scheduler"]) from None
+            raise UsageError(
+                msg, given=scheduler, expected=["tcp://HOST:PORT of a running scheduler"]
+            ) from None
 
     def __enter__(self) -> DaskEngine:
         return self

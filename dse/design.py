@@ -15,7 +15,8 @@ class DesignPoint:
     """One combination of model, formats, quantization and datapath.
 
     Every field is a column of the result table. ``edge_format`` is the format of the first and the
-    last layer; ``calibration_images`` and ``evaluation_images`` are counts.
+    last layer; ``calibration_images`` and ``evaluation_images`` are counts (``None``: all there are);
+    ``percentile`` is ``None`` where the activation scale does not use one.
     """
 
     workload: str
@@ -24,7 +25,7 @@ class DesignPoint:
     edge_format: str
     weight_scale: str
     activation_scale: str
-    percentile: float
+    percentile: float | None
     bias: str
     unsigned_activations: bool
     calibration_images: int | None

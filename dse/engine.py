@@ -191,7 +191,7 @@ def _serve(connection: Connection) -> None:
         except (EOFError, ConnectionResetError):
             return
         try:
-            reply = (function(item), None)
+            reply: tuple[Any, str | None] = (function(item), None)
         except BitfrontError as error:
             reply = (None, str(error))
         except Exception:

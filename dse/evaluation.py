@@ -127,6 +127,7 @@ def _measure_quality(task: Task) -> dict[str, Any]:
 
 def settings_of(point: DesignPoint) -> QuantizationSettings:
     """The quantizer's view of a point."""
+    percentile = {} if point.percentile is None else {"percentile": point.percentile}
     return QuantizationSettings(
         weights=point.weight_format,
         activations=point.activation_format,
@@ -134,9 +135,9 @@ def settings_of(point: DesignPoint) -> QuantizationSettings:
         edge_activations=parse_scalar_format(point.edge_format),
         weight_scale=point.weight_scale,  # type: ignore[arg-type]
         activation_scale=point.activation_scale,  # type: ignore[arg-type]
-        percentile=point.percentile,
         bias=point.bias,  # type: ignore[arg-type]
         unsigned_activations=point.unsigned_activations,
+        **percentile,
     )
 
 

@@ -93,10 +93,11 @@ def _front(
     if len(np.unique(everything, axis=0)) > 1:
         volume = float(moocore.hypervolume(values, ref=worst, maximise=maximise))
     return Front(
-        *names,
-        workload,
-        family,
-        rows[kept].sort_values(names, kind="stable"),
-        volume,
-        (float(worst[0]), float(worst[1])),
+        x=names[0],
+        y=names[1],
+        workload=workload,
+        family=family,
+        rows=rows[kept].sort_values(names, kind="stable"),
+        hypervolume=volume,
+        reference=(float(worst[0]), float(worst[1])),
     )

@@ -15,9 +15,12 @@ from costmodel import PARTS
 from dse.design import DesignPoint
 from dse.metrics import METRICS
 from dse.workloads import check_workload
-from hw.blocks import BLOCKS
+from hw.blocks import ANCHOR_DOT_LENGTH, BLOCKS
 from quantizers.errors import UsageError, unknown_choice
 from quantizers.formats import IntegerFormat, ScalarFormat, minifloat_splits, parse_scalar_format
+
+# The anchor study's choice (arXiv 2311.12359).
+DEFAULT_PERCENTILE = 99.999
 
 Family = Literal["integer", "minifloat"]
 
@@ -121,13 +124,13 @@ class QuantizationChoice(_Section):
     edge_format: FormatName = "int8"
     weight_scale: Annotated[list[Literal["mse", "max"]], BeforeValidator(_listed)] = ["mse"]
     activation_scale: Annotated[list[Literal["mse", "percentile"]], BeforeValidator(_listed)] = ["mse"]
-    percentile: float = Field(99.999, gt=50, le=100)
+    percentile: Annotated[float, Field(gt=50, le=100)] | None = None
     bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed)] = ["fixed"]
     unsigned_activations: bool = True
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> QuantizationChoice:
-        if "percentile" in self.model_fields_set and "percentile" not in self.activation_scale:
+        if self.percentile is not None and "percentile" not in self.activation_scale:
             msg = "'percentile' is given but activation_scale is not 'percentile'; it would have no effect"
             raise UsageError(msg, given=self.percentile, expected=['activation_scale = "percentile"'])
         return self
@@ -137,7 +140,7 @@ class HardwareChoice(_Section):
     """The datapath that is costed for each pair of formats."""
 
     block: BlockName = "mac"
-    dot_length: int = Field(4608, ge=1)
+    dot_length: Annotated[int, Field(ge=1)] = ANCHOR_DOT_LENGTH
     part: PartName = "xc7z020"
 
 
@@ -221,7 +224,7 @@ class Study(_Section):
                 edge_format=q.edge_format,
                 weight_scale=weight_scale,
                 activation_scale=activation_scale,
-                percentile=q.percentile if activation_scale == "percentile" else 100.0,
+                percentile=(q.percentile or DEFAULT_PERCENTILE) if activation_scale == "percentile" else None,
                 bias=bias,
                 unsigned_activations=q.unsigned_activations,
                 calibration_images=workload.calibration_images,

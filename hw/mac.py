@@ -4,18 +4,44 @@ from __future__ import annotations
 
 from typing import Any
 
-from amaranth.hdl import EnableInserter, Module, Signal, signed
-from amaranth.lib import data, stream, wiring
+from amaranth.hdl import EnableInserter, Module, Signal, Value, signed
+from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
-from hw.arith._shapes import check_positive
+from hw._checks import check_positive
+from hw._component import Component
 from hw.arith.decoder import check_format
 from hw.arith.product import scaled_product
 from hw.reference.widths import exact_accumulator_bits
 from quantizers.formats import ScalarFormat
 
 
-class MultiplyAccumulate(wiring.Component):
+class MultiplyAccumulate(Component):
+    """Exact dot products of two streams of codes.
+
+    Ports:
+        ``pairs``: input stream of ``{weight, activation, last}``; ``last`` marks the final pair of a
+        dot product.
+        ``sums``: output stream of the sums, signed, in units of
+        ``2**(weights.grid.lsb_exponent + activations.grid.lsb_exponent)``; see
+        :func:`hw.reference.multiply_accumulate`.
+
+    One pair a cycle, without a gap between dot products (initiation interval 1). A sum is valid
+    :attr:`latency` cycles after its last pair was taken. It waits in a register of its own while the
+    next dot product runs; only when that one ends too before the sum is taken does the pipeline
+    stop. Codes of ``ternary`` must be 0, 1 or 3.
+
+    Args:
+        weights: any scalar format without codes for NaN or infinity.
+        activations: likewise; the two are independent.
+        dot_length: pairs in the longest dot product. It only sets the accumulator width.
+        accumulator_bits: width of the sums, for bounds that are tighter than the formats say (sums
+            wrap, two's complement); by default :func:`hw.reference.exact_accumulator_bits`.
+
+    Raises:
+        UsageError: an argument is of the wrong kind or out of range.
+    """
+
     def __init__(
         self,
         *,
@@ -42,11 +68,12 @@ class MultiplyAccumulate(wiring.Component):
 
     @property
     def accumulator_bits(self) -> int:
+        """Width of the sums."""
         return self._accumulator_bits
 
     @property
     def latency(self) -> int:
-        """Cycles from the last pair of a dot product to its sum."""
+        """Cycles from the one in which the last pair is taken to the first in which its sum is valid."""
         return self._product.latency + 1
 
     def elaborate(self, platform: Any) -> Module:
@@ -55,27 +82,35 @@ class MultiplyAccumulate(wiring.Component):
         advance = Signal()
         m.submodules.product = EnableInserter(advance)(product)
         m.submodules.accumulator = accumulator = product.accumulator(self._accumulator_bits)
-        valid, last = self.pairs.valid, self.pairs.valid & self.pairs.payload.last
-        for stage in range(product.latency):
-            valid_next, last_next = Signal(name=f"valid{stage}"), Signal(name=f"last{stage}")
-            with m.If(advance):
-                m.d.sync += [valid_next.eq(valid), last_next.eq(last)]
-            valid, last = valid_next, last_next
+        pair = self.pairs.payload
+        valid, last = self._delay_marks(m, advance)
+
         sum_waits = self.sums.valid & ~self.sums.ready
-        sum_register = Signal(signed(self._accumulator_bits), reset_less=True)
+        finished = Signal(signed(self._accumulator_bits), reset_less=True)
         with m.If(last & ~sum_waits):
-            m.d.sync += sum_register.eq(accumulator.total)
+            m.d.sync += finished.eq(accumulator.total)
         m.d.sync += self.sums.valid.eq(last | sum_waits)
         m.d.comb += [
             advance.eq(~(last & sum_waits)),
             self.pairs.ready.eq(advance),
-            product.weight.eq(self.pairs.payload.weight),
-            product.activation.eq(self.pairs.payload.activation),
+            self.sums.payload.eq(finished),
+            product.weight.eq(pair.weight),
+            product.activation.eq(pair.activation),
             accumulator.term.eq(product.term),
             accumulator.negate.eq(product.negate),
             accumulator.select.eq(product.select),
             accumulator.enable.eq(valid & advance),
             accumulator.clear.eq(last & advance),
-            self.sums.payload.eq(sum_register),
         ]
         return m
+
+    def _delay_marks(self, m: Module, advance: Value) -> tuple[Value, Value]:
+        """Whether the term at the accumulator is one, and whether it is the last of its dot product."""
+        valid: Value = self.pairs.valid
+        last: Value = self.pairs.valid & self.pairs.payload.last
+        for stage in range(self._product.latency):
+            next_valid, next_last = Signal(name=f"valid{stage}"), Signal(name=f"last{stage}")
+            with m.If(advance):
+                m.d.sync += [next_valid.eq(valid), next_last.eq(last)]
+            valid, last = next_valid, next_last
+        return valid, last

@@ -1,8 +1,9 @@
 """Numba kernels behind :mod:`quantizers.rounding`: serial loops that release the GIL.
 
 Kept apart so that the public module imports where numba is missing. The loops are not ``prange``
-loops: numba's OpenMP layer aborts a process that was forked after its first use, and its other
-layer aborts on calls from two threads. Plain threads over these loops reach the same speed.
+loops: after a fork numba's OpenMP layer ends the child that calls it, and its own layer ends the
+process on calls from two threads. Plain threads over these loops do neither, are as fast on large
+arrays, and on a busy machine several times faster on arrays of a megabyte.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class TensorStatistics:
     def mse_scale(self, fmt: ScalarFormat) -> float:
         """The scale of least squared error; 1 for a tensor of zeros."""
         largest = np.array([self.largest], dtype=np.float32)
-        return float(least_error_scale(largest, fmt, lambda s: self.squared_error(fmt, s))[0])
+        return float(least_error_scale(largest, fmt, lambda s: self.squared_error(fmt, s), self.count)[0])
 
     def percentile_scale(self, fmt: ScalarFormat, percentile: float) -> float:
         """The scale that clips at a percentile of the magnitude; at the largest where that is zero."""

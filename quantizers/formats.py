@@ -199,9 +199,7 @@ class ScalarFormat(Format):
         """The unsigned format of the same number of bits: the sign bit becomes one of precision."""
 
 
-def _round_to_grid(
-    x: npt.NDArray[np.float64], grid: Grid, overflow: float | None
-) -> npt.NDArray[np.float64]:
+def _round_to_grid(x: npt.NDArray[np.float64], grid: Grid, overflow: float | None) -> npt.NDArray[np.float64]:
     """Round to nearest, ties to even, on the unbounded grid; then clip, or replace what overflowed."""
     magnitude = np.abs(x)
     exponent = np.maximum(np.frexp(magnitude)[1] - 1, grid.min_exponent)

@@ -15,18 +15,20 @@ from torch import Tensor
 
 from quantizers.recording import Operation, storage_key, tensors
 
-_NEVER_NEGATIVE = frozenset(
-    ("relu", "sigmoid", "hardsigmoid", "_softmax", "exp", "exp2", "softplus", "abs", "sqrt")
-    + ("zeros", "zeros_like", "new_zeros", "ones")
-)
+# fmt: off
+_NEVER_NEGATIVE = frozenset({
+    "relu", "sigmoid", "hardsigmoid", "_softmax", "exp", "exp2", "softplus", "abs", "sqrt",
+    "zeros", "zeros_like", "new_zeros", "ones",
+})
 # The result is not negative if no operand is. Padding and scalars are operands too.
-_PRESERVING = frozenset(
-    ("add", "mul", "div", "mean", "sum", "amax", "maximum", "minimum")
-    + ("clone", "_to_copy", "cat", "stack", "repeat", "constant_pad_nd")
-    + ("max_pool2d_with_indices", "avg_pool1d", "avg_pool2d")
-    + ("adaptive_avg_pool1d", "_adaptive_avg_pool2d", "adaptive_max_pool2d")
-    + ("upsample_nearest2d", "upsample_bilinear2d")
-)
+_PRESERVING = frozenset({
+    "add", "mul", "div", "mean", "sum", "amax", "maximum", "minimum",
+    "clone", "_to_copy", "cat", "stack", "repeat", "constant_pad_nd",
+    "max_pool2d_with_indices", "avg_pool1d", "avg_pool2d",
+    "adaptive_avg_pool1d", "_adaptive_avg_pool2d", "adaptive_max_pool2d",
+    "upsample_nearest2d", "upsample_bilinear2d",
+})
+# fmt: on
 _SCALAR_OPERANDS = ("other", "value", "alpha")
 
 

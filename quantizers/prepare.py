@@ -25,10 +25,12 @@ from quantizers.scales import weight_scales
 _RECORDED_IMAGES = 2
 # Of the largest output. Folding and unfolding reorder float32 arithmetic: 1e-6 a layer was seen.
 _OUTPUT_TOLERANCE = 1e-4
-_PRODUCTS = frozenset(
-    ("convolution", "mm", "addmm", "bmm", "baddbmm", "dot", "mv", "addmv")
-    + ("_scaled_dot_product_flash_attention_for_cpu", "_transformer_encoder_layer_fwd")
-)
+# fmt: off
+_PRODUCTS = frozenset({
+    "convolution", "mm", "addmm", "bmm", "baddbmm", "dot", "mv", "addmv",
+    "_scaled_dot_product_flash_attention_for_cpu", "_transformer_encoder_layer_fwd",
+})
+# fmt: on
 _KINDS: list[tuple[type[nn.Module], str]] = [
     (nn.Conv1d, "conv1d"),
     (nn.Conv2d, "conv2d"),
@@ -114,16 +116,18 @@ def prepare(model: nn.Module, calibration_batches: Iterable[Tensor]) -> Prepared
     batches = list(calibration_batches)
     _check_batches(batches)
     inputs = batches[0][:_RECORDED_IMAGES]
-    prepared = copy.deepcopy(model).eval().requires_grad_(False)
+    prepared = copy.deepcopy(model).eval()
+    _check_weights(prepared)
     expected = _output(prepared, inputs)
     unfold_attention(prepared)
     use_plain_convolutions(prepared, inputs)
     fold_batch_norms(prepared, inputs)
+    prepared.requires_grad_(False)
     _check_outputs(_output(prepared, inputs), expected)
     recording = record(prepared, inputs)
     layers = _compute_layers(prepared, recording, images=inputs.shape[0])
     statistics = collect_statistics(prepared, [layer.name for layer in layers], batches)
-    _check_finite(prepared, statistics)
+    _check_inputs(statistics)
     return PreparedModel(prepared, layers, statistics, _float_products(prepared, recording))
 
 
@@ -133,6 +137,9 @@ def _check_batches(batches: list[Tensor]) -> None:
             given = batch.dtype if isinstance(batch, Tensor) else type(batch).__name__
             msg = f"calibration batches must be floating-point tensors, not {given}"
             raise UsageError(msg, given=given, expected=["torch.float32"])
+        if not bool(batch.isfinite().all()):
+            msg = "calibration batches hold numbers that are not finite"
+            raise UsageError(msg, given="NaN or infinity", expected=["finite numbers"])
     if not batches or not all(batch.shape[0] for batch in batches):
         msg = "calibration needs at least one batch, and at least one image in each"
         raise UsageError(msg, given=f"{len(batches)} batches", expected=["at least one image"])
@@ -155,12 +162,17 @@ def _check_outputs(actual: Tensor, expected: Tensor) -> None:
         raise PreparationError(msg)
 
 
-def _check_finite(model: nn.Module, statistics: dict[str, tuple[TensorStatistics, ...]]) -> None:
+def _check_weights(model: nn.Module) -> None:
+    for name, tensor in model.state_dict().items():
+        if not bool(tensor.isfinite().all()):
+            msg = f"the model's {name!r} holds numbers that are not finite"
+            raise UsageError(msg, given=name, expected=["finite numbers"])
+
+
+def _check_inputs(statistics: dict[str, tuple[TensorStatistics, ...]]) -> None:
     for name, samples in statistics.items():
-        weight = getattr(model.get_submodule(name), "weight", None)
-        finite = all(math.isfinite(sample.largest) for sample in samples)
-        if not finite or (weight is not None and not bool(weight.isfinite().all())):
-            msg = f"layer {name!r} has weights or calibration inputs that are not finite"
+        if not all(math.isfinite(sample.largest) for sample in samples):
+            msg = f"calibration inputs of layer {name!r} are not finite"
             raise UsageError(msg, given=name, expected=["finite numbers"])
 
 

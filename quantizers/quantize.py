@@ -131,6 +131,7 @@ class QuantizedModel(nn.Module):
         return self.network(inputs)
 
 
+@torch.no_grad()
 def quantize(prepared: PreparedModel, settings: QuantizationSettings) -> QuantizedModel:
     """A quantized copy of *prepared*; scales are found here and then frozen."""
     quantized = QuantizedModel(copy.deepcopy(prepared.model), settings)

@@ -2,9 +2,9 @@
 
 The definition is :meth:`quantizers.formats.ScalarFormat.round`; this is the same arithmetic at
 memory speed. Quantities are float32: division, rounding and multiplication each round once, as in
-Brevitas. Large arrays are shared among threads; the number is the smaller of numba's
-(``NUMBA_NUM_THREADS``, ``numba.set_num_threads``) and ``OMP_NUM_THREADS``. Results do not depend
-on it. Without numba (or with ``NUMBA_DISABLE_JIT=1``) the definition itself does the work.
+Brevitas. Large arrays are shared among threads: the smaller of ``NUMBA_NUM_THREADS`` (the number of
+processors, where it is not set) and ``OMP_NUM_THREADS``. Results do not depend on their number.
+Without numba (or with ``NUMBA_DISABLE_JIT=1``) the definition itself does the work.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ try:
 
     from quantizers import _rounding_kernels as _kernels
 
-    HAVE_KERNELS = not numba.config.DISABLE_JIT  # type: ignore[attr-defined]
+    HAVE_KERNELS = not numba.config.DISABLE_JIT
 except ImportError:
     HAVE_KERNELS = False
 
@@ -183,7 +183,7 @@ def _share(work: Callable[[int, int], None], items: int, *, work_per_item: int) 
 
 def _thread_count() -> int:
     omp = os.environ.get("OMP_NUM_THREADS", "")
-    count = int(numba.get_num_threads())
+    count = int(numba.config.NUMBA_NUM_THREADS)  # numba.get_num_threads() would start an OpenMP pool
     return min(count, int(omp)) if omp.isdecimal() else count
 
 

@@ -1,12 +1,13 @@
 """The search for the scale with the least squared error.
 
 A value x is stored as ``round(x / scale)``. The error as a function of the scale has many minima,
-and for a minifloat it nearly repeats every octave, so a grid over several octaves comes first and
-the surroundings of its best point after.
+the narrower the fewer values there are, and for a minifloat it nearly repeats every octave: a grid
+over several octaves comes first, finer for fewer values, and the surroundings of its best point after.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -19,10 +20,14 @@ FloatMatrix = npt.NDArray[np.float32]
 ErrorFunction = Callable[[FloatMatrix], npt.NDArray[np.float64]]
 
 # One octave more than what maps the largest value to the format's largest: with few mantissa bits
-# the top binade can be too coarse. Six below: a clipped tail of 1/64 of the range.
+# the top binade can be too coarse. At most six below: a clipped tail of 1/64 of the range. Clipping
+# even one of N values that far costs more than rounding all of them where 4 ** octaves > N.
 _OCTAVES_ABOVE = 1
-_OCTAVES_BELOW = 6
-_STEPS_PER_OCTAVE = 8
+_MOST_OCTAVES_BELOW = 6
+# Measured against 400 steps an octave on normal, Laplace and t(3) values, 3 to 8 bits: 95 % of the
+# errors are within 1 % for 5,000 values, 3 % for 300, and all within 1 % up to 5 bits for 300.
+_STEPS_PER_OCTAVE = (16, 128)
+_STEPS_TIMES_VALUES = 8192
 # Each refinement looks at 7 points on either side of the best one, 8 times closer together.
 _REFINEMENTS = 2
 _REFINED_POINTS = 8
@@ -45,26 +50,28 @@ def positive(scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def least_error_scale(
-    largest: npt.NDArray[np.float32], fmt: ScalarFormat, error: ErrorFunction
+    largest: npt.NDArray[np.float32], fmt: ScalarFormat, error: ErrorFunction, values: int
 ) -> npt.NDArray[np.float32]:
     """The scale of least *error* per channel.
 
     Args:
         largest: the largest magnitude of each channel, ``(C,)``.
         error: from candidates ``(C, S)`` to their errors ``(C, S)``.
+        values: number of values in a channel.
 
     Returns:
-        float32 ``(C,)``, above zero; the smallest of the best where errors tie.
+        float32 ``(C,)``, above zero (see :func:`positive`); the smallest of the best where errors tie.
     """
     best = largest_value_scale(largest, fmt)
-    steps = np.arange(-_OCTAVES_BELOW * _STEPS_PER_OCTAVE, _OCTAVES_ABOVE * _STEPS_PER_OCTAVE + 1)
-    density = _STEPS_PER_OCTAVE
+    density = int(np.clip(_STEPS_TIMES_VALUES // values, *_STEPS_PER_OCTAVE))
+    octaves_below = min(_MOST_OCTAVES_BELOW, math.ceil(math.log2(values + 1) / 2))
+    steps = np.arange(-octaves_below * density, _OCTAVES_ABOVE * density + 1)
     for _ in range(1 + _REFINEMENTS):
         candidates = (best[:, None] * np.exp2(steps / density)[None, :]).astype(np.float32)
         best = np.take_along_axis(candidates, error(candidates).argmin(axis=1)[:, None], axis=1)[:, 0]
         steps = np.arange(1 - _REFINED_POINTS, _REFINED_POINTS)
         density *= _REFINED_POINTS
-    return positive(best)
+    return positive(np.where(largest > 0, best, np.float32(0.0)))
 
 
 def weight_scales(weights: FloatMatrix, fmt: ScalarFormat, criterion: str) -> npt.NDArray[np.float32]:
@@ -72,4 +79,6 @@ def weight_scales(weights: FloatMatrix, fmt: ScalarFormat, criterion: str) -> np
     largest = np.abs(weights).max(axis=1)
     if criterion == "max":
         return largest_value_scale(largest, fmt)
-    return least_error_scale(largest, fmt, lambda scales: quantization_error(weights, fmt, scales))
+    return least_error_scale(
+        largest, fmt, lambda scales: quantization_error(weights, fmt, scales), weights.shape[1]
+    )

@@ -39,7 +39,7 @@ def fake_quantize(x: Tensor, fmt: ScalarFormat, scale: Tensor | float) -> Tensor
     scales = torch.as_tensor(scale, device=x.device, dtype=dtype)
     shaped = scales.reshape(rounding.scale_shape(tuple(scales.shape), tuple(x.shape)))
     if torch.is_grad_enabled() and (x.requires_grad or scales.requires_grad):
-        result: Tensor = _FakeQuantize.apply(x, shaped, fmt)  # type: ignore[no-untyped-call]
+        result: Tensor = _FakeQuantize.apply(x, shaped, fmt)
         return result
     return _forward(x.detach(), shaped.detach(), fmt)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +80,7 @@ def _table_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _cell(record: dict[str, Any], name: str) -> dict[str, Any]:
+def _cell(record: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
     """Text to show and the number to sort by."""
     value = record[name]
     if name not in METRICS:
@@ -88,15 +90,13 @@ def _cell(record: dict[str, Any], name: str) -> dict[str, Any]:
     return {"text": with_interval(record, METRICS[name]), "sort": float(value)}
 
 
-def with_interval(record: dict[str, Any], of: Metric) -> str:
+def with_interval(record: Mapping[Hashable, Any], of: Metric) -> str:
     """``91.23 [90.0, 92.4]``: the value as shown, and its 95 % interval where it has one."""
     factor = 100 if of.percent else 1
     value = factor * record[of.name]
     text = f"{value:.2f}" if of.percent or value != int(value) else f"{value:.0f}"
-    low, high = record.get(f"{of.name}_low"), record.get(f"{of.name}_high")
-    if low is None or pd.isna(low):
-        return text
-    return f"{text} [{factor * low:.1f}, {factor * high:.1f}]"
+    low, high = (float(record.get(f"{of.name}_{end}", "nan")) for end in ("low", "high"))
+    return text if math.isnan(low) else f"{text} [{factor * low:.1f}, {factor * high:.1f}]"
 
 
 def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, str]:
@@ -133,7 +133,12 @@ def _points(rows: pd.DataFrame, family: str, x: Metric, y: Metric) -> go.Scatter
         mode="markers",
         name=family,
         meta={"family": family},
-        marker={"color": FAMILY_COLOURS[family], "symbol": FAMILY_MARKS[family][0], "size": 10, "opacity": 0.85},
+        marker={
+            "color": FAMILY_COLOURS[family],
+            "symbol": FAMILY_MARKS[family][0],
+            "size": 10,
+            "opacity": 0.85,
+        },
         error_y=_error_bars(rows, y),
         hovertext=[_hover(record) for record in records],
         hovertemplate="%{hovertext}<extra></extra>",
@@ -155,7 +160,7 @@ def _error_bars(rows: pd.DataFrame, of: Metric) -> dict[str, Any] | None:
     }
 
 
-def _hover(record: dict[str, Any]) -> str:
+def _hover(record: Mapping[Hashable, Any]) -> str:
     lines = [f"<b>weights {record['weights']}, activations {record['activations']}</b>"]
     for of in METRICS.values():
         if of.name in record and not pd.isna(record[of.name]):

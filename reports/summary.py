@@ -20,8 +20,8 @@ def headlines(table: pd.DataFrame, *, points: float = 1.0) -> list[str]:
         for family, candidates in close.groupby("family", sort=True):
             best = candidates.sort_values(["luts", "accuracy"], ascending=[True, False]).iloc[0]
             sentence += (
-                f" Cheapest {family} within {points:g} point of it: {_pair(best)} at {best['luts']:.0f} LUT6 sites"
-                f" ({100 * best['accuracy']:.2f} %)."
+                f" Cheapest {family} within {points:g} point of it: {_pair(best)},"
+                f" {100 * best['accuracy']:.2f} % at {best['luts']:.0f} LUT6 sites."
             )
         if close.empty:
             sentence += f" No format stays within {points:g} point of it."

@@ -143,7 +143,7 @@ class Accuracy:
 
     @property
     def percent(self) -> float:
-        return 100 * self.fraction
+        return 100 * int(self.correct.sum()) / self.images
 
     @property
     def standard_error(self) -> float:

@@ -123,7 +123,7 @@ def _first_lines(error: Exception) -> str:
 
 
 SMALL_NETWORKS = (
-    SmallNetwork("fmnist-resnet", "residual network, 13 convolutions, ReLU, for 28 x 28 images"),
+    SmallNetwork("fmnist-resnet", "residual network, 6 basic blocks, ReLU, for 28 x 28 images"),
     SmallNetwork(
         "fmnist-mobilenet", "depthwise-separable network, 7 inverted residuals, ReLU6, for 28 x 28 images"
     ),

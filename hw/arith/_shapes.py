@@ -1,4 +1,4 @@
-"""Small helpers about shapes and registers that the arithmetic components share."""
+"""Shapes and registers: what the arithmetic components share."""
 
 from __future__ import annotations
 
@@ -12,20 +12,6 @@ def check_shape(name: str, shape: object) -> None:
     if not isinstance(shape, Shape) or shape.width < 1:
         msg = f"{name} must be a shape of at least one bit, not {shape!r}"
         raise UsageError(msg, given=repr(shape), expected=["signed(8)", "unsigned(8)"])
-
-
-def check_positive(name: str, value: object) -> None:
-    """Raises :class:`UsageError` unless *value* is an integer above zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        msg = f"{name} must be a positive integer, not {value!r}"
-        raise UsageError(msg, given=repr(value), expected=["1, 2, 3, ..."])
-
-
-def check_natural(name: str, value: object) -> None:
-    """Raises :class:`UsageError` unless *value* is an integer of at least zero."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        msg = f"{name} must be a non-negative integer, not {value!r}"
-        raise UsageError(msg, given=repr(value), expected=["0, 1, 2, ..."])
 
 
 def shape_range(shape: Shape) -> tuple[int, int]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import C, Cat, Module, Shape, Signal, Value, signed
-from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.arith._shapes import check_natural, check_positive, check_shape
+from hw._checks import check_natural, check_positive
+from hw._component import Component
+from hw.arith._shapes import check_shape
 
 
-class KulischAccumulator(wiring.Component):
+class KulischAccumulator(Component):
     """Adds ``(-1)**negate * (term << (select << stride_bits) >> discarded_bits)`` to a register.
 
     U. Kulisch, "Very fast and exact accumulation of products", 2011: a register wide enough for

@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import Module, Mux, Shape, Value
-from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.arith._shapes import check_natural, check_shape
+from hw._checks import check_natural
+from hw._component import Component
+from hw.arith._shapes import check_shape
 
 
-class Aligner(wiring.Component):
+class Aligner(Component):
     """``aligned = product << shift``: one 2:1 multiplexer stage a bit of ``shift``, smallest first.
 
     The smallest shift comes first, where the word is still narrow. The large ones are better left

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import C, Cat, Module, Shape, Signal, Value
-from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw._component import Component
 from hw.arith._shapes import check_shape, product_shape, register, shape_range
 from quantizers.errors import UsageError
 
@@ -15,7 +15,12 @@ MAX_ROWS_PER_STAGE = 3
 """Carry chains in a row between registers: three are about 3 ns of logic on a 7-series part."""
 
 
-class BoothMultiplier(wiring.Component):
+def booth_rows(multiplier: Shape) -> int:
+    """Digits, and so carry chains, of a multiplier operand."""
+    return (multiplier.width + 1) // 2 if multiplier.signed else multiplier.width // 2 + 1
+
+
+class BoothMultiplier(Component):
     """``product = multiplicand * multiplier``, exactly.
 
     A. D. Booth, "A signed binary multiplication technique", 1951, in radix 4: the digit
@@ -57,8 +62,7 @@ class BoothMultiplier(wiring.Component):
     @property
     def rows(self) -> int:
         """Number of digits: carry chains."""
-        bits = self._multiplier.width
-        return (bits + 1) // 2 if self._multiplier.signed else bits // 2 + 1
+        return booth_rows(self._multiplier)
 
     @property
     def latency(self) -> int:

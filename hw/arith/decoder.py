@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 from amaranth.hdl import Cat, Module, Shape, unsigned
-from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw._component import Component
 from quantizers.errors import UsageError
 from quantizers.formats import Format, IntegerFormat, MinifloatFormat, ScalarFormat, TernaryFormat
 
@@ -28,7 +28,12 @@ def check_format(name: str, fmt: object) -> None:
         raise UsageError(msg, given=fmt.name, expected=[plain.name])
 
 
-class Decoder(wiring.Component):
+def has_separate_sign(fmt: ScalarFormat) -> bool:
+    """Whether codes are sign and magnitude, rather than two's complement or unsigned."""
+    return fmt.signed and not isinstance(fmt, IntegerFormat)
+
+
+class Decoder(Component):
     """The fields of a code; its value is ``(-1)**sign * significand * 2**(exponent - 1)`` LSBs.
 
     The LSB is ``2**fmt.grid.lsb_exponent``. Two's complement integers come as a signed significand
@@ -49,18 +54,11 @@ class Decoder(wiring.Component):
         super().__init__(
             {
                 "code": In(fmt.bits),
-                "sign": Out(1 if self.has_sign else 0),
+                "sign": Out(int(has_separate_sign(fmt))),
                 "significand": Out(self._significand_shape),
-                "exponent": Out((1 << fmt.exponent_bits).bit_length() - 1 if self.max_exponent > 1 else 0)
-                if isinstance(fmt, MinifloatFormat)
-                else Out(0),
+                "exponent": Out(self.max_exponent.bit_length() if self.max_exponent > 1 else 0),
             }
         )
-
-    @property
-    def has_sign(self) -> bool:
-        """Whether the sign stands apart from the significand."""
-        return self._format.signed and not isinstance(self._format, IntegerFormat)
 
     @property
     def max_exponent(self) -> int:
@@ -80,7 +78,7 @@ class Decoder(wiring.Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         fmt = self._format
-        if self.has_sign:
+        if len(self.sign):
             m.d.comb += self.sign.eq(self.code[-1])
         if not isinstance(fmt, MinifloatFormat):
             m.d.comb += self.significand.eq(self.code)
@@ -94,5 +92,3 @@ class Decoder(wiring.Component):
             lowest = field[0] | ~normal if fmt.mantissa_bits else field[0]
             m.d.comb += self.exponent.eq(Cat(lowest, field[1:]))
         return m
-
-

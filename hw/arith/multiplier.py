@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 from amaranth.hdl import Module, Shape
-from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw._component import Component
 from hw.arith._shapes import check_shape, product_shape
-from hw.arith.booth import BoothMultiplier
+from hw.arith.booth import BoothMultiplier, booth_rows
 from hw.arith.table import TableMultiplier, table_pieces
 
 _Structure: TypeAlias = TableMultiplier | BoothMultiplier
 
 
-class Multiplier(wiring.Component):
+class Multiplier(Component):
     """``product = a * b``, exactly, by the structure that takes the fewest LUT6 sites.
 
     A gate where one operand is a single bit, truth tables where two of them suffice, else Booth
@@ -68,5 +68,6 @@ def _narrowest(a: Shape, b: Shape) -> _Structure:
         pieces, (whole, cut) = min(tables, key=lambda choice: choice[0])
         if pieces <= TableMultiplier.MAX_PIECES:
             return TableMultiplier(multiplicand=whole, multiplier=cut)
-    booths = [BoothMultiplier(multiplicand=whole, multiplier=cut) for whole, cut in orders if cut.width > 1]
-    return min(booths, key=lambda booth: booth.rows)
+    cuttable = [order for order in orders if order[1].width > 1]
+    whole, cut = min(cuttable, key=lambda order: booth_rows(order[1]))
+    return BoothMultiplier(multiplicand=whole, multiplier=cut)

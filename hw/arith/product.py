@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from amaranth.hdl import C, Cat, Module, Shape, Value
-from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw._component import Component
 from hw.arith._shapes import register
 from hw.arith.accumulator import KulischAccumulator
 from hw.arith.aligner import Aligner
-from hw.arith.decoder import Decoder, check_format
+from hw.arith.decoder import Decoder, check_format, has_separate_sign
 from hw.arith.multiplier import Multiplier
 from hw.arith.table import LUT_INPUTS, TruthTable
 from quantizers.formats import ScalarFormat, TernaryFormat
@@ -21,7 +21,7 @@ MAX_TABULATED_BITS = 8
 multiplying and shifting, one of 10 takes 2 more (e2m1 x e2m1 34 and 36, e2m1 x e3m0 38 and 36)."""
 
 
-class ScaledProduct(wiring.Component):
+class ScaledProduct(Component):
     """The product of a weight and an activation as term, sign and remaining shift.
 
     ``(-1)**negate * (term << (select << stride_bits) >> discarded_bits)`` is the product in units
@@ -81,7 +81,7 @@ def scaled_product(weights: ScalarFormat, activations: ScalarFormat) -> ScaledPr
 
 def magnitude_bits(fmt: ScalarFormat) -> int:
     """Bits of a code without a sign that stands apart."""
-    return fmt.bits - Decoder(fmt).has_sign
+    return fmt.bits - has_separate_sign(fmt)
 
 
 def _magnitudes(fmt: ScalarFormat) -> list[int]:
@@ -115,10 +115,8 @@ class TabulatedProduct(ScaledProduct):
                 weight_values[code & weight_mask] * activation_values[code >> self._weight_bits]
             ),
         )
-        negate = self._weight_bits + self._activation_bits < weights.bits + activations.bits
-        super().__init__(
-            weights, activations, term=self._table.output.shape(), negate=negate, select_bits=0
-        )
+        negate = has_separate_sign(weights) or has_separate_sign(activations)
+        super().__init__(weights, activations, term=self._table.output.shape(), negate=negate, select_bits=0)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -150,7 +148,7 @@ class ShiftedProduct(ScaledProduct):
         multi_binade = [d for d in (self._weight, self._activation) if len(d.exponent)]
         self._exponents = [d.exponent for d in multi_binade]
         self._shift_bits = sum(d.max_exponent for d in multi_binade).bit_length()
-        negate = self._weight.has_sign or self._activation.has_sign
+        negate = has_separate_sign(weights) or has_separate_sign(activations)
         select_bits = _foldable_bits(product, self._shift_bits, negate)
         self._aligner = Aligner(product=product, shift_bits=self._shift_bits - select_bits)
         self.stride_bits = len(self._aligner.shift)

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from amaranth.hdl import Cat, Const, Module, Shape, Value
-from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw._component import Component
 from hw.arith._shapes import check_shape, product_shape, shape_range
 from quantizers.errors import UsageError
 
@@ -16,7 +16,7 @@ LUT_INPUTS = 6
 """Inputs of the largest function that one LUT of the target computes."""
 
 
-class TruthTable(wiring.Component):
+class TruthTable(Component):
     """``output = function(input)``: every output bit one LUT at most. Combinational.
 
     Args:
@@ -55,7 +55,7 @@ def table_pieces(multiplicand: Shape, multiplier: Shape) -> int | None:
     return -(-multiplier.width // room) if room > 0 else None
 
 
-class TableMultiplier(wiring.Component):
+class TableMultiplier(Component):
     """``product = multiplicand * multiplier`` from truth tables of at most six inputs. Combinational.
 
     The multiplier is cut into pieces so that the multiplicand and one piece are the input of a

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import brevitas.quant.scaled_int
-import numba
 import numpy as np
 import torch
 from brevitas.core.scaling import ConstScaling
@@ -86,7 +85,6 @@ def best_seconds(functions: dict[str, Callable[[], object]]) -> dict[str, float]
 def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(_THREADS)
     torch.set_num_threads(_THREADS)
-    numba.set_num_threads(min(_THREADS, numba.get_num_threads()))
     load = os.getloadavg()[0]
     print(
         f"{_ELEMENTS:,} float32 elements, {_THREADS} threads, best of {_TURNS}; load at the start {load:.1f}"

@@ -12,6 +12,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event, Semaphore
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -56,8 +58,9 @@ class _Operator(wiring.Component):
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
-        registered = [Signal.like(port) for port in (self.a, self.b, self.c)]
-        m.d.sync += [register.eq(port) for register, port in zip(registered, (self.a, self.b, self.c), strict=True)]
+        ports = (self.a, self.b, self.c)
+        registered = [Signal.like(port) for port in ports]
+        m.d.sync += [register.eq(port) for register, port in zip(registered, ports, strict=True)]
         m.d.sync += self.y.eq(self._function(*registered))
         return m
 
@@ -66,7 +69,7 @@ def _designs() -> list[tuple[str, int]]:
     return [(name, width) for width in _WIDTHS for name in _OPERATORS]
 
 
-def _work(share: list[tuple[str, int]], ready: object, go: object, cpu: object) -> None:
+def _work(share: list[tuple[str, int]], ready: Semaphore, go: Event, cpu: Queue[float]) -> None:
     synthesize(_Operator("add", 2), name="warm-up")
     ready.release()
     go.wait()

@@ -31,7 +31,9 @@ def test_an_address_where_nobody_is():
 
 
 def test_choices_are_checked():
-    with pytest.raises(UsageError, match=r"^unknown engine 'dusk' \(did you mean 'dask'\?\); expected one of: local, dask$"):
+    with pytest.raises(
+        UsageError, match=r"^unknown engine 'dusk' \(did you mean 'dask'\?\); expected one of: local, dask$"
+    ):
         make_engine("dusk")
     message = "^--scheduler belongs to --engine dask; the local engine has none$"
     with pytest.raises(UsageError, match=message):

@@ -20,7 +20,9 @@ def table(points, workload="w", family="integer"):
 
 
 def test_front_keeps_what_nothing_beats_and_orders_it():
-    front = compute_fronts(table([(30, 0.9), (10, 0.5), (20, 0.4), (30, 0.8), (40, 0.9)]), "luts", "accuracy")[0]
+    front = compute_fronts(
+        table([(30, 0.9), (10, 0.5), (20, 0.4), (30, 0.8), (40, 0.9)]), "luts", "accuracy"
+    )[0]
     assert list(front.rows["key"]) == ["k1", "k0"]
     # Reference: worst of each axis, (40, 0.4). Rectangles: (40-10)*(0.5-0.4) + (40-30)*(0.9-0.5).
     assert front.reference == (40.0, 0.4)
@@ -61,7 +63,9 @@ def test_bad_metrics_are_explained():
     points = table([(10, 0.5)])
     with pytest.raises(UsageError, match="^a front needs two different metrics, not 'luts' twice$"):
         compute_fronts(points, "luts", "luts")
-    with pytest.raises(UsageError, match=r"^unknown metric 'lut' \(did you mean 'luts'\?\); expected one of: "):
+    with pytest.raises(
+        UsageError, match=r"^unknown metric 'lut' \(did you mean 'luts'\?\); expected one of: "
+    ):
         compute_fronts(points, "lut", "accuracy")
     message = "^unknown metric of this run 'ffs'; expected one of: luts, accuracy$"
     with pytest.raises(UsageError, match=message):

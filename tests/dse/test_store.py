@@ -12,7 +12,7 @@ from quantizers.errors import UsageError
 
 POINT = DesignPoint(
     workload="fmnist-resnet", weights="e2m1", activations="int4", edge_format="int8", weight_scale="mse",
-    activation_scale="mse", percentile=100.0, bias="fixed", unsigned_activations=True, calibration_images=None,
+    activation_scale="mse", percentile=None, bias="fixed", unsigned_activations=True, calibration_images=None,
     evaluation_images=100, block="mac", dot_length=4608, part="xc7z020", seed=0,
 )  # fmt: skip
 DONE = Result(
@@ -83,9 +83,10 @@ def test_one_sweep_a_folder(tmp_path):
         [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(UsageError, match="^another sweep is writing to '.*'; wait for it or choose another --out$"):
-        with exclusive(tmp_path):
-            pass
+    with pytest.raises(
+        UsageError, match="^another sweep is writing to '.*'; wait for it or choose another --out$"
+    ), exclusive(tmp_path):
+        pass
     holder.communicate()
     with exclusive(tmp_path):
         pass

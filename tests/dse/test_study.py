@@ -31,12 +31,15 @@ def message(tmp_path: Path, text: str, *overrides: str) -> str:
 def test_equal_pairing_has_every_signed_split_once(tmp_path):
     text = MINIMAL.replace('["integer"]', '["integer", "minifloat"]').replace("[4, 8]", "[3, 4, 8]")
     pairs = load(tmp_path, text).formats.resolve()
-    names = "int3 int4 int8 e1m1 e2m0 e1m2 e2m1 e3m0 e1m6 e2m5 e3m4 e4m3 e5m2".split()
+    names = ["int3", "int4", "int8", "e1m1", "e2m0", "e1m2", "e2m1", "e3m0", "e1m6", "e2m5", "e3m4", "e4m3", "e5m2"]
     assert pairs == [(name, name) for name in names]
 
 
 def test_activations_have_at_least_the_bits_of_the_weights(tmp_path):
-    text = MINIMAL.replace('["integer"]', '["integer", "minifloat"]') + 'pairing = "activations_at_least_weights"'
+    text = (
+        MINIMAL.replace('["integer"]', '["integer", "minifloat"]')
+        + 'pairing = "activations_at_least_weights"'
+    )
     pairs = load(tmp_path, text).formats.resolve()
     assert pairs[:3] == [("int4", "int4"), ("int4", "int8"), ("int8", "int8")]
     # 3 splits of 4 bits, 5 of 8: 3 x 3 + 3 x 5 + 5 x 5, within the family only.
@@ -60,9 +63,9 @@ def test_explicit_pairs_and_swept_choices(tmp_path):
     """
     points = load(tmp_path, text).points()
     assert [(p.label, p.activation_scale, p.percentile, p.family) for p in points] == [
-        ("int4/int8", "mse", 100.0, "integer"),
+        ("int4/int8", "mse", None, "integer"),
         ("int4/int8", "percentile", 99.9, "integer"),
-        ("e2m1/e4m3", "mse", 100.0, "minifloat"),
+        ("e2m1/e4m3", "mse", None, "minifloat"),
         ("e2m1/e4m3", "percentile", 99.9, "minifloat"),
     ]
     assert {p.evaluation_images for p in points} == {50}
@@ -70,7 +73,12 @@ def test_explicit_pairs_and_swept_choices(tmp_path):
 
 def test_overrides_are_toml_values_or_text(tmp_path):
     study = load(
-        tmp_path, MINIMAL, "hardware.dot_length=64", "workloads.0.data=some/folder", "formats.bits=[3]", "name=u"
+        tmp_path,
+        MINIMAL,
+        "hardware.dot_length=64",
+        "workloads.0.data=some/folder",
+        "formats.bits=[3]",
+        "name=u",
     )
     assert (study.hardware.dot_length, study.workloads[0].data, study.name) == (64, "some/folder", "u")
     assert study.formats.resolve() == [("int3", "int3")]
@@ -120,9 +128,18 @@ def test_what_is_wrong_is_said_in_one_message(tmp_path, text, overrides, expecte
     ("override", "beginning"),
     [
         ("formats={pairs=[['int4','e9m9']]}", "formats.pairs.0.1: no format 'e9m9': minifloats have 1 to 5"),
-        ("hardware.part=xc7z02", "hardware.part: unknown part 'xc7z02' (did you mean 'xc7z020'?); expected one of"),
-        ("fronts=[{x='lutz',y='accuracy'}]", "fronts.0.x: unknown metric 'lutz' (did you mean 'luts'?); expected"),
-        ("hardware.block=mca", "hardware.block: unknown block 'mca' (did you mean 'mac'?); expected one of: mac"),
+        (
+            "hardware.part=xc7z02",
+            "hardware.part: unknown part 'xc7z02' (did you mean 'xc7z020'?); expected one of",
+        ),
+        (
+            "fronts=[{x='lutz',y='accuracy'}]",
+            "fronts.0.x: unknown metric 'lutz' (did you mean 'luts'?); expected",
+        ),
+        (
+            "hardware.block=mca",
+            "hardware.block: unknown block 'mca' (did you mean 'mac'?); expected one of: mac",
+        ),
     ],
 )
 def test_names_are_checked_when_the_study_is_read(tmp_path, override, beginning):
@@ -145,7 +162,9 @@ def test_a_missing_file_names_its_neighbours(tmp_path):
 
 
 def test_unknown_workload_is_found_before_work_starts(tmp_path):
-    with pytest.raises(UsageError, match=r"^unknown workload 'fmnist-resnt' \(did you mean 'fmnist-resnet'\?\)"):
+    with pytest.raises(
+        UsageError, match=r"^unknown workload 'fmnist-resnt' \(did you mean 'fmnist-resnet'\?\)"
+    ):
         load(tmp_path, MINIMAL, "workloads.0.name=fmnist-resnt").check()
 
 

@@ -247,10 +247,11 @@ class TestThreads:
         assert (results[0] == results[1]).all()
         assert (results[0] == results[2]).all()
 
-    @pytest.mark.parametrize(("omp", "count"), [("1", 1), ("64", numba.config.NUMBA_NUM_THREADS), ("", None)])
+    @pytest.mark.parametrize(("omp", "count"), [("1", 1), ("3", 3), ("64", 5), ("", 5)])
     def test_their_number_follows_the_environment(self, monkeypatch, omp, count):
         monkeypatch.setenv("OMP_NUM_THREADS", omp)
-        assert rounding._thread_count() == (count or numba.get_num_threads())
+        monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", 5)
+        assert rounding._thread_count() == count
 
     def test_small_arrays_stay_on_one(self, monkeypatch, three_threads):
         monkeypatch.setattr(rounding, "_threads", lambda: pytest.fail("a thread was asked for"))
@@ -289,5 +290,17 @@ class TestWithoutNumba:
     )
     def test_missing_or_disabled(self, disable):
         code = f"{disable}\nfrom quantizers import rounding; print(rounding.HAVE_KERNELS)"
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert run.stdout == "False\n"
+        assert self.output_of(code) == "False\n"
+
+    def test_nowhere_to_cache(self):
+        """A read-only install and home: numba then finds no place ("locator") for its cache."""
+        code = (
+            "from numba.core import caching; caching.CacheImpl._locator_classes = []\n"
+            "from quantizers import parse_format, rounding\n"
+            "print(rounding.HAVE_KERNELS, rounding.round_scaled([3.3], parse_format('e4m3')))"
+        )
+        assert self.output_of(code) == "True [3.25]\n"
+
+    @staticmethod
+    def output_of(code: str) -> str:
+        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -35,9 +35,7 @@ def brevitas_round(x: np.ndarray, fmt: ScalarFormat, scale: float = SCALE) -> np
             exponent_bit_width_impl=BitWidthConst(fmt.exponent_bits),
             mantissa_bit_width_impl=BitWidthConst(fmt.mantissa_bits),
             exponent_bias_impl=StaticExponentBias(fmt.exponent_bias),
-            float_clamp_impl=FloatClamp(
-                TensorClamp(), fmt.signed, max_available_float=fmt.maximum
-            ),
+            float_clamp_impl=FloatClamp(TensorClamp(), fmt.signed, max_available_float=fmt.maximum),
             input_view_impl=Identity(),
             compute_max_mantissa=ComputeMaxMantissa(),
             scaling_impl=ConstScaling(scale),

@@ -1,0 +1,41 @@
+"""What many tests share: a private cache, and one small sweep that is run once a session."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def private_cache(tmp_path_factory):
+    """No test sees, or leaves anything in, the user's cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("BITFRONT_CACHE")
+    os.environ["BITFRONT_CACHE"] = str(folder)
+    yield folder
+    if before is None:
+        del os.environ["BITFRONT_CACHE"]
+    else:
+        os.environ["BITFRONT_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A real sweep of four points on 200 images of the small residual network."""
+    from dse.study import Study
+    from dse.sweep import run
+
+    study = Study.parse(
+        {
+            "name": "small",
+            "workloads": [
+                {"name": "fmnist-resnet", "calibration_images": 64, "evaluation_images": 200},
+            ],
+            "formats": {"families": ["integer", "minifloat"], "bits": [3]},
+            "hardware": {"dot_length": 64},
+            "fronts": [{"x": "luts", "y": "accuracy"}, {"x": "weight_memory_kib", "y": "accuracy"}],
+        }
+    )
+    return run(study, tmp_path_factory.mktemp("runs") / "small")
