@@ -62,16 +62,17 @@ class SweepProgress:
         self._task = self._bar.add_task("sweep", total=None)
 
     def __enter__(self) -> SweepProgress:
-        self._bar.start()
-        return self
+        return self  # the bar starts with the work: a study that is refused shows none
 
     def __exit__(self, *exception: object) -> None:
-        self._bar.stop()
+        if self._bar.live.is_started:
+            self._bar.stop()
 
     def started(self, total: int, done: int) -> None:
         if done:
             log(f"{done} of {total} points are already there")
         self._bar.reset(self._task, total=total, completed=done)
+        self._bar.start()
 
     def float_accuracy(self, workload: str, accuracy: Figure | None, error: str | None) -> None:
         if accuracy is None:

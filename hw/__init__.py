@@ -1,0 +1,1 @@
+"""Datapaths in Amaranth, their integer-exact models, simulation and Verilog."""

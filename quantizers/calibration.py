@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.formats import ScalarFormat
+from quantizers.recording import tensors
 from quantizers.rounding import quantization_error
 from quantizers.scales import largest_value_scale, least_error_scale
 
@@ -119,14 +121,14 @@ def collect_statistics(
     handles = []
     for number, name in enumerate(layers):
 
-        def observe(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name, number: int = number) -> None:
+        def observe(_: nn.Module, *inputs: Any, name: str = name, number: int = number) -> None:
             collected = samplers[name]
-            while len(collected) < len(inputs):
-                collected.append(_Sampler(len(batches), _SEED + 2 * number + len(collected)))
-            for sampler, tensor in zip(collected, inputs, strict=True):
-                sampler.add(tensor)
+            for position, tensor in enumerate(tensors(inputs)):
+                if position == len(collected):
+                    collected.append(_Sampler(len(batches), _SEED + 2 * number + position))
+                collected[position].add(tensor)
 
-        handles.append(modules[name].register_forward_pre_hook(observe))
+        handles.append(modules[name].register_forward_pre_hook(observe, with_kwargs=True))
     try:
         with torch.no_grad():
             for batch in batches:

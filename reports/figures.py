@@ -5,14 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from dse.metrics import Metric, metric
 from dse.pareto import Front
@@ -32,13 +28,13 @@ def write_figures(run: Run) -> list[Path]:
     files = []
     for whole in (front for front in fronts if front.family == "all"):
         points = table[table["workload"] == whole.workload]
-        figure, axes = plt.subplots(figsize=_SIZE_INCHES, layout="constrained")
-        draw_front(axes, points, whole)
+        # Not pyplot: its global backend is the notebook's or the user's business.
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        draw_front(figure.subplots(), points, whole)
         stem = folder / f"{_file_name(whole.workload)}_{whole.y}_{whole.x}"
         for file in (stem.with_suffix(".svg"), stem.with_suffix(".png")):
             figure.savefig(file, dpi=_PNG_DPI)
             files.append(file)
-        plt.close(figure)
     return files
 
 
@@ -63,8 +59,16 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
         )
     xs, ys = scaled(front.rows[x.name], x), scaled(front.rows[y.name], y)
     axes.step(xs, ys, where="post", color=FRONT_OF_ALL, linewidth=1.2, label="Pareto front", zorder=0)
-    for row, px, py in zip(front.rows.itertuples(), xs, ys, strict=True):
-        axes.annotate(label_of(row), (px, py), xytext=(3, -11), textcoords="offset points", fontsize=7)
+    for index, (row, px, py) in enumerate(zip(front.rows.itertuples(), xs, ys, strict=True)):
+        below = bool(index % 2)  # neighbours on a front are close; their labels take turns
+        axes.annotate(
+            label_of(row),
+            (px, py),
+            xytext=(5, -11) if below else (-5, 6),
+            ha="left" if below else "right",
+            textcoords="offset points",
+            fontsize=8,
+        )
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         axes.axhline(level, color=FLOAT_LINE, linestyle="--", linewidth=1, label=f"float, {level:.1f} %")

@@ -108,6 +108,7 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
     for front in fronts:
         if (front.workload, front.x, front.y) == (whole.workload, whole.x, whole.y):
             figure.add_trace(_front_line(front, x, y))
+    _name_members(figure, whole, x, y)
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         figure.add_hline(level, line_dash="dash", line_color=FLOAT_LINE, line_width=1,
@@ -118,6 +119,18 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
         legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
     )  # fmt: skip
     return {"title": f"{whole.workload}: {y.label} against {x.label}", "json": _embed(figure)}
+
+
+def _name_members(figure: go.Figure, front: Front, x: Metric, y: Metric) -> None:
+    xs, ys = scaled(front.rows[x.name], x), scaled(front.rows[y.name], y)
+    for index, (row, px, py) in enumerate(zip(front.rows.itertuples(), xs, ys, strict=True)):
+        below = bool(index % 2)  # neighbours on a front are close; their labels take turns
+        side = 1 if below else -1
+        figure.add_annotation(
+            x=px, y=py, text=label_of(row), showarrow=False, font={"size": 12},
+            xanchor="left" if below else "right", yanchor="top" if below else "bottom",
+            xshift=5 * side, yshift=-3 * side,
+        )  # fmt: skip
 
 
 def _embed(figure: go.Figure) -> str:
@@ -175,10 +188,7 @@ def _front_line(front: Front, x: Metric, y: Metric) -> go.Scatter:
     return go.Scatter(
         x=scaled(front.rows[x.name], x),
         y=scaled(front.rows[y.name], y),
-        mode="lines+text" if everything else "lines",
-        text=[label_of(row) for row in front.rows.itertuples()] if everything else None,
-        textposition="bottom right",
-        textfont={"size": 11},
+        mode="lines",
         line={
             "shape": "hv",
             "color": FRONT_OF_ALL if everything else FAMILY_COLOURS[front.family],

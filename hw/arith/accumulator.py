@@ -68,15 +68,14 @@ class KulischAccumulator(Component):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         register = Signal(signed(self._bits))
-        # Bit by bit: Yosys takes the operand of fewer pieces as data input of the carry chain, and only
-        # the register comes there without a LUT of its own.
-        bits = [self._addend_bit(position) for position in range(self._bits)]
+        addend = Cat(*(self._addend_bit(position) for position in range(self._bits)))
         if len(self.negate):
-            # The same bit twice below the lowest position is the carry input of a subtraction.
-            addend = Cat(self.negate, *(bit ^ self.negate for bit in bits))
-            m.d.comb += self.total.eq((Cat(self.negate, register) + addend)[1:])
-        else:
-            m.d.comb += self.total.eq(register + Cat(*bits))
+            addend = addend ^ self.negate.replicate(self._bits)
+        # register + addend + negate, written as a difference: of a sum Yosys may take either operand as
+        # the data input of the carry chain, and only the register comes there without LUTs of its own.
+        # The position below the lowest one makes the carry input: a carry leaves it if negate is set.
+        carry_in = self.negate if len(self.negate) else C(0, 1)
+        m.d.comb += self.total.eq((Cat(carry_in, register) - Cat(C(1, 1), ~addend))[1:])
         with m.If(self.clear):
             m.d.sync += register.eq(0)
         with m.Elif(self.enable):
@@ -86,13 +85,13 @@ class KulischAccumulator(Component):
     def _addend_bit(self, position: int) -> Value:
         bit: Value = C(0, 1)
         for step in range(1 << len(self.select)):
-            source = shifted_bit(position + self._discarded_bits - (step << self._stride_bits), self.term)
+            source = _extended_bit(position + self._discarded_bits - (step << self._stride_bits), self.term)
             if source is not None:
                 bit = bit | (source & (self.select == step))
         return bit
 
 
-def shifted_bit(index: int, term: Value) -> Value | None:
+def _extended_bit(index: int, term: Value) -> Value | None:
     """Bit *index* of a term that is extended without end: ``None`` where it is always zero."""
     if index < 0:
         return None

@@ -125,12 +125,12 @@ def test_sweep_refuses_before_it_writes(dse, tmp_path):
     out_folder = tmp_path / "run"
     missing = tmp_path / "nowhere"
     cases = [
-        (study(tmp_path, "fmnist-resnt"), "unknown workload 'fmnist-resnt' (did you mean 'fmnist-resnet'?)"),
-        (study(tmp_path, "efficientnet-lite0", f'data = "{missing}"'), ""),
-        (study(tmp_path, more="evaluation_images = 10000000"), "evaluation_images must be between 1 and "),
+        ("fmnist-resnt", "", "unknown workload 'fmnist-resnt' (did you mean 'fmnist-resnet'?)"),
+        ("efficientnet-lite0", f'data = "{missing}"', f"image folder {missing} not found: efficientnet-lite0 needs one with labels.csv"),
+        ("fmnist-resnet", "evaluation_images = 10000000", "evaluation_images must be between 1 and "),
     ]
-    for file, message in cases:
-        code, _, err = dse("sweep", file, "--out", out_folder)
+    for name, more, message in cases:
+        code, _, err = dse("sweep", study(tmp_path, name, more), "--out", out_folder)
         assert code == 2
         assert err.startswith(f"error: {message}")
         assert not out_folder.exists()

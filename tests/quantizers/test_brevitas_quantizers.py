@@ -42,11 +42,11 @@ def same_bits(a, b):
 
 
 def same_values(a, b, fmt, inputs):
-    """Bit for bit; without mantissa bits, ties aside."""
+    """The very same numbers; without mantissa bits, ties aside."""
     if getattr(fmt, "mantissa_bits", 1) == 0:
         mask = torch.from_numpy(off_ties(inputs, fmt))
         a, b = a[mask], b[mask]
-    # Zeros of either sign: Brevitas drops the sign of a negative zero input.
+    # Equal values, zeros of either sign: Brevitas has a negative zero in integers and unsigned formats.
     return torch.equal(a, b)
 
 

@@ -17,7 +17,7 @@ class Net(nn.Module):
         self.scales = scales
 
     def forward(self, x):
-        return sum(self.layer(scale * x) for scale in self.scales)
+        return sum(self.layer(input=scale * x) for scale in self.scales)
 
 
 def collect(batches, scales=(1.0,)):
