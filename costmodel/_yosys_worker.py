@@ -4,10 +4,14 @@ Yosys logs to file descriptor 1 and ends the process on any error, so it gets a 
 standard output and standard error go to ``log`` in the work folder that is the first argument,
 requests come in and replies go out as one line of JSON each over the former standard input and output.
 The second argument is the time in seconds that one request may take.
+
+Every design is worked on in a fork, from its first request to ``done``: Yosys breaks ties by the order
+in which it met names, so a figure would depend on the designs before it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -107,15 +111,32 @@ def _serve(work: Path, limit_s: int) -> None:
         "time": session.time,
     }
     for line in requests:
-        signal.alarm(limit_s)  # without a handler: the system ends the process, also inside Yosys
-        os.ftruncate(log, 0)
-        request = json.loads(line)
-        os.chdir(request.pop("folder"))
-        reply = operations[request.pop("operation")](**request)
-        replies.write(json.dumps(reply) + "\n")
-        replies.flush()
-        signal.alarm(0)
+        child = os.fork()
+        if child:
+            _end_as(os.waitpid(child, 0)[1])
+            continue
+        for step in itertools.chain([line], requests):
+            signal.alarm(limit_s)  # without a handler: the system ends the process, also inside Yosys
+            os.ftruncate(log, 0)
+            request = json.loads(step)
+            operation = request.pop("operation")
+            reply = {}
+            if operation != "done":
+                os.chdir(request.pop("folder"))
+                reply = operations[operation](**request)
+            replies.write(json.dumps(reply) + "\n")
+            replies.flush()
+            if operation == "done":
+                os._exit(0)
     shutil.rmtree(work, ignore_errors=True)  # the parent may be gone
+
+
+def _end_as(status: int) -> None:
+    """End this process as the child ended, unless that went well."""
+    if os.WIFSIGNALED(status):
+        os.kill(os.getpid(), os.WTERMSIG(status))
+    elif os.WEXITSTATUS(status):
+        os._exit(os.WEXITSTATUS(status))
 
 
 if __name__ == "__main__":

@@ -6,28 +6,14 @@ import hashlib
 import json
 import os
 import re
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from hw.cache import default_cache_root
 from quantizers.errors import UsageError
 
 _NAMESPACE = re.compile(r"[a-z0-9][a-z0-9_-]*")
-
-
-def default_cache_root() -> Path:
-    """``$BITFRONT_CACHE``, or where the platform keeps caches (``~/.cache/bitfront`` on Linux)."""
-    chosen = os.environ.get("BITFRONT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "bitfront"
 
 
 def content_key(key: object) -> str:

@@ -83,7 +83,8 @@ class Yosys:
 
     def close(self) -> None:
         """Ends the process and removes its files."""
-        self._process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # a design's fork and Yosys' own tools too
         self._process.wait()
         self._replies.close()
         with contextlib.suppress(BrokenPipeError):
@@ -108,13 +109,17 @@ _process: Yosys | None = None
 
 @contextmanager
 def running_yosys() -> Iterator[Yosys]:
-    """Exclusive use of this process' Yosys; an exception in the block ends it, the next use starts anew."""
+    """Exclusive use of this process' Yosys for one design.
+
+    An exception in the block ends Yosys; the next use starts it anew.
+    """
     global _process
     with _lock:
         try:
             if _process is None:
                 _process = Yosys()
             yield _process
+            _process.request("done")
         except BaseException:
             close_yosys()
             raise

@@ -23,6 +23,7 @@ class DesignPoint:
     weights: str
     activations: str
     edge_format: str
+    integer_weights: str
     weight_scale: str
     activation_scale: str
     percentile: float | None

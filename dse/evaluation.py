@@ -133,6 +133,7 @@ def settings_of(point: DesignPoint) -> QuantizationSettings:
         activations=point.activation_format,
         edge_weights=parse_scalar_format(point.edge_format),
         edge_activations=parse_scalar_format(point.edge_format),
+        integer_weights=point.integer_weights,  # type: ignore[arg-type]
         weight_scale=point.weight_scale,  # type: ignore[arg-type]
         activation_scale=point.activation_scale,  # type: ignore[arg-type]
         bias=point.bias,  # type: ignore[arg-type]

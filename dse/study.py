@@ -122,6 +122,7 @@ class QuantizationChoice(_Section):
     """How formats are put on the network; a list sweeps the choice."""
 
     edge_format: FormatName = "int8"
+    integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(_listed)] = ["narrow"]
     weight_scale: Annotated[list[Literal["mse", "max"]], BeforeValidator(_listed)] = ["mse"]
     activation_scale: Annotated[list[Literal["mse", "percentile"]], BeforeValidator(_listed)] = ["mse"]
     percentile: Annotated[float, Field(gt=50, le=100)] | None = None
@@ -212,16 +213,15 @@ class Study(_Section):
 
     def points(self) -> list[DesignPoint]:
         """Every design point, in the order in which they run (all of one workload together)."""
-        q = self.quantization
-        choices = itertools.product(
-            self.workloads, self.formats.resolve(), q.weight_scale, q.activation_scale, q.bias
-        )
+        q, h = self.quantization, self.hardware
+        variants = list(itertools.product(q.integer_weights, q.weight_scale, q.activation_scale, q.bias))
         return [
             DesignPoint(
                 workload=workload.name,
                 weights=weights,
                 activations=activations,
                 edge_format=q.edge_format,
+                integer_weights=integer_weights,
                 weight_scale=weight_scale,
                 activation_scale=activation_scale,
                 percentile=(q.percentile or DEFAULT_PERCENTILE) if activation_scale == "percentile" else None,
@@ -229,12 +229,14 @@ class Study(_Section):
                 unsigned_activations=q.unsigned_activations,
                 calibration_images=workload.calibration_images,
                 evaluation_images=workload.evaluation_images,
-                block=self.hardware.block,
-                dot_length=self.hardware.dot_length,
-                part=self.hardware.part,
+                block=h.block,
+                dot_length=h.dot_length,
+                part=h.part,
                 seed=self.seed,
             )
-            for workload, (weights, activations), weight_scale, activation_scale, bias in choices
+            for workload in self.workloads
+            for weights, activations in self.formats.resolve()
+            for integer_weights, weight_scale, activation_scale, bias in variants
         ]
 
 

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from amaranth.hdl import Shape, Value
 from amaranth.lib import wiring
 
-from hw._cache import cache_folder
+from hw.cache import cache_folder
 from hw.simulation import SimulationError, check_probability, stream_ports
 from hw.verilog import to_verilog
 from quantizers.errors import MissingExtraError

@@ -171,7 +171,7 @@ def _format_settings(fmt: ScalarFormat) -> dict[str, Any]:
             return {
                 "signed": fmt.signed,
                 "bit_width": fmt.bits,
-                "narrow_range": isinstance(fmt, TernaryFormat),
+                "narrow_range": isinstance(fmt, TernaryFormat) or fmt.narrow,
                 "int_scaling_impl": UnitThreshold,
             }
     msg = f"Brevitas has no quantizer for {fmt}"

@@ -6,6 +6,7 @@ arithmetic) is built from these values and checked against them. Importing this 
 Name grammar::
 
     int8  uint4             two's complement / unsigned integers, zero point 0
+    int8n                   the same without the most negative code ("narrow range"): symmetric
     e4m3  ue3m2             minifloat, every code a number: subnormals, no infinity, no NaN
     e4m3b11                 the same with exponent bias 11 (default 2**(e-1) - 1)
     e4m3fn  e5m2ieee        one NaN code per sign (OCP E4M3) / infinities and NaNs (OCP E5M2)
@@ -222,12 +223,21 @@ def _round_to_grid(x: npt.NDArray[np.float64], grid: Grid, overflow: float | Non
 
 @dataclass(frozen=True)
 class IntegerFormat(ScalarFormat):
-    """``intN`` (two's complement, full range) or ``uintN``; zero point 0, step 1."""
+    """``intN`` (two's complement) or ``uintN``; zero point 0, step 1.
+
+    ``narrow`` (``intNn``) leaves the most negative code unused, so that the range is symmetric: what
+    low-bit weights want, since a lopsided range shifts their mean.
+    """
 
     bits: int
     signed: bool = True
+    narrow: bool = False
 
     def __post_init__(self) -> None:
+        if self.narrow and not self.signed:
+            msg = "an unsigned integer has no negative code to leave out; narrow range is for signed ones"
+            expected = [f"uint{self.bits}", f"int{self.bits}n"]
+            raise UsageError(msg, given=f"uint{self.bits}n", expected=expected)
         lowest = 2 if self.signed else 1
         if not lowest <= self.bits <= MAX_INTEGER_BITS:
             prefix = "int" if self.signed else "uint"
@@ -236,7 +246,7 @@ class IntegerFormat(ScalarFormat):
 
     @property
     def name(self) -> str:
-        return f"{'' if self.signed else 'u'}int{self.bits}"
+        return f"{'' if self.signed else 'u'}int{self.bits}{'n' if self.narrow else ''}"
 
     @property
     def family(self) -> str:
@@ -245,12 +255,14 @@ class IntegerFormat(ScalarFormat):
     @cached_property
     def grid(self) -> Grid:
         magnitude_bits = self.bits - 1 if self.signed else self.bits
-        minimum = float(-(1 << magnitude_bits)) if self.signed else 0.0
-        return Grid(magnitude_bits, magnitude_bits, minimum, float((1 << magnitude_bits) - 1), False, 0)
+        maximum = (1 << magnitude_bits) - 1
+        minimum = (-maximum if self.narrow else -maximum - 1) if self.signed else 0
+        return Grid(magnitude_bits, magnitude_bits, float(minimum), float(maximum), False, 0)
 
     def _decode(self, codes: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
         negative = self.signed & (codes >> (self.bits - 1)).astype(bool)
-        return (codes - (negative.astype(np.int64) << self.bits)).astype(np.float64)
+        values = (codes - (negative.astype(np.int64) << self.bits)).astype(np.float64)
+        return np.where(values < self.minimum, np.nan, values)
 
     def _encode(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         _reject_nan(values, self)
@@ -536,7 +548,7 @@ _BLOCK_FORMATS = {
     )
 }
 
-_INTEGER = re.compile(r"(u?)int(\d{1,2})")
+_INTEGER = re.compile(r"(u?)int(\d{1,2})(n?)")
 _MINIFLOAT = re.compile(r"(u?)e(\d)m(\d)(?:b(-?\d{1,2}))?(fn|ieee)?")
 
 
@@ -553,7 +565,7 @@ def parse_format(name: str) -> Format:
         return _BLOCK_FORMATS[name]
     try:
         if match := _INTEGER.fullmatch(name):
-            return IntegerFormat(int(match[2]), signed=not match[1])
+            return IntegerFormat(int(match[2]), signed=not match[1], narrow=bool(match[3]))
         if match := _MINIFLOAT.fullmatch(name):
             bias = None if match[4] is None else int(match[4])
             specials = Specials(match[5] or "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import brevitas.nn as qnn
@@ -31,6 +31,8 @@ class QuantizationSettings:
     Attributes:
         weights, activations: signed scalar formats of all layers but the first and the last.
         edge_weights, edge_activations: those of the first and the last layer with weights.
+        integer_weights: ``narrow`` leaves the most negative code of integer weights unused, ``full``
+            uses it. The datapath is the same; narrow keeps the mean of low-bit weights.
         weight_scale: per output channel, the least squared error or the largest weight.
         activation_scale: per tensor, the least squared error or a percentile of the magnitude.
         percentile: in percent, for ``activation_scale="percentile"``.
@@ -48,6 +50,7 @@ class QuantizationSettings:
     activations: ScalarFormat
     edge_weights: ScalarFormat = _INT8
     edge_activations: ScalarFormat = _INT8
+    integer_weights: Literal["narrow", "full"] = "narrow"
     weight_scale: Literal["mse", "max"] = "mse"
     activation_scale: Literal["mse", "percentile"] = "mse"
     percentile: float = 99.999
@@ -58,6 +61,7 @@ class QuantizationSettings:
         for role in ("weights", "edge_weights", "activations", "edge_activations"):
             _check_format(role, getattr(self, role))
         for choice, known in (
+            ("integer_weights", ("narrow", "full")),
             ("weight_scale", ("mse", "max")),
             ("activation_scale", ("mse", "percentile")),
             ("bias", ("fixed", "float")),
@@ -155,7 +159,8 @@ def layer_summary(quantized: QuantizedModel) -> list[LayerSummary]:
 def _weighted(
     layer: ComputeLayer, module: nn.Module, prepared: PreparedModel, settings: QuantizationSettings
 ) -> tuple[nn.Module, LayerSummary]:
-    fmt = settings.edge_weights if layer.edge else settings.weights
+    stored = settings.edge_weights if layer.edge else settings.weights
+    fmt = _used_range(stored, settings)
     activation, scale = _activation(layer, 0, prepared, settings)
     weight: Tensor = module.weight  # type: ignore[assignment]
     bias: Tensor | None = module.bias  # type: ignore[assignment]
@@ -176,7 +181,14 @@ def _weighted(
         # A tensor is all that the layer needs, and what keeps Brevitas from comparing C x C scales.
         quantized.bias_quant.skip_create_quant_tensor = True  # type: ignore[union-attr]
         bias_bits = int(AccumulatorBias(steps).codes(bias).abs().max()).bit_length() + 1
-    return quantized, _summary(layer, fmt, activation, bias_bits)
+    return quantized, _summary(layer, stored, activation, bias_bits)
+
+
+def _used_range(stored: ScalarFormat, settings: QuantizationSettings) -> ScalarFormat:
+    """The values that weights take in the format in which they are stored."""
+    if isinstance(stored, IntegerFormat) and settings.integer_weights == "narrow":
+        return replace(stored, narrow=True)
+    return stored
 
 
 def _matmul(

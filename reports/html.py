@@ -25,7 +25,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_COLUMNS = (
     "workload", "weights", "activations", "family", "accuracy", "accuracy_drop_points", "luts", "lut_cells",
     "carries", "ffs", "accumulator_bits", "logic_delay_ns", "weight_memory_kib", "mac_weights",
-    "mac_activations", "weight_scale", "activation_scale", "bias",
+    "mac_activations", "integer_weights", "weight_scale",
+    "activation_scale", "bias",
 )  # fmt: skip
 
 

@@ -16,7 +16,9 @@ from amaranth.lib.wiring import In, Out
 from costmodel import ContentCache, PackingError, Resources, SynthesisError, synthesize, synthesize_verilog
 from costmodel import yosys as yosys_module
 from costmodel._rtlil import normalize
+from hw.mac import MultiplyAccumulate
 from quantizers.errors import UsageError
+from quantizers.formats import parse_scalar_format
 
 ROOT = Path(__file__).parents[2]
 
@@ -238,6 +240,21 @@ def test_rule_is_part_of_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("costmodel.synthesis._rule_digest", lambda: "another rule")
     synthesize(Wires(), name="wires", cache=cache)
     assert len(list(tmp_path.rglob("*.json"))) == 2
+
+
+def test_figures_do_not_depend_on_the_designs_before() -> None:
+    names = ["e4m3", "int8", "e3m2", "e5m2"]
+    alone = {}
+    for name in names:
+        yosys_module.close_yosys()
+        alone[name] = synthesize(_mac(name), name="mac")
+    for name in [*reversed(names), *names]:
+        assert synthesize(_mac(name), name="mac") == alone[name]
+
+
+def _mac(name: str) -> MultiplyAccumulate:
+    fmt = parse_scalar_format(name)
+    return MultiplyAccumulate(weights=fmt, activations=fmt, dot_length=4608)
 
 
 def test_normalized_rtlil_depends_on_neither_path_nor_history() -> None:

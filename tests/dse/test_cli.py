@@ -37,7 +37,9 @@ def study(tmp_path, workload="fmnist-resnet", more=""):
 
 
 def test_cost_of_one_pair_as_json(dse):
-    code, out, _ = dse("cost", "--weights", "e2m1", "--activations", "int4", "--set", "dot_length=16", "--json")
+    code, out, _ = dse(
+        "cost", "--weights", "e2m1", "--activations", "int4", "--set", "dot_length=16", "--json"
+    )
     assert code == 0
     (design,) = json.loads(out)["designs"]
     assert design["design"]["weights"] == "e2m1"
@@ -70,7 +72,10 @@ def test_cost_of_foreign_verilog(dse, tmp_path):
 def test_tables_name_units_and_tools(dse):
     code, out, _ = dse("cost", "--weights", "int3", "--set", "dot_length=16")
     assert code == 0
-    assert "block mac, weights int3, activations int3, dot_length 16, part xc7z020; no dsps, brams, lutrams" in out
+    assert (
+        "block mac, weights int3, activations int3, dot_length 16, part xc7z020; no dsps, brams, lutrams"
+        in out
+    )
     assert "luts: LUT6 sites after pairing; logic delay without routing; yosys" in out
 
 
@@ -107,9 +112,9 @@ def test_errors_as_json(dse):
     error = json.loads(out)
     assert error["given"] == "xc7z02"
     assert error["expected"][0] == "xc7z020"
-    assert error["error"].startswith("unknown part 'xc7z02' (did you mean 'xc7z010'?)") or error["error"].startswith(
-        "unknown part 'xc7z02' (did you mean 'xc7z020'?)"
-    )
+    assert error["error"].startswith("unknown part 'xc7z02' (did you mean 'xc7z010'?)") or error[
+        "error"
+    ].startswith("unknown part 'xc7z02' (did you mean 'xc7z020'?)")
 
 
 def test_unknown_options_and_commands(dse):
@@ -126,7 +131,11 @@ def test_sweep_refuses_before_it_writes(dse, tmp_path):
     missing = tmp_path / "nowhere"
     cases = [
         ("fmnist-resnt", "", "unknown workload 'fmnist-resnt' (did you mean 'fmnist-resnet'?)"),
-        ("efficientnet-lite0", f'data = "{missing}"', f"image folder {missing} not found: efficientnet-lite0 needs one with labels.csv"),
+        (
+            "efficientnet-lite0",
+            f'data = "{missing}"',
+            f"image folder {missing} not found: efficientnet-lite0 needs one with labels.csv",
+        ),
         ("fmnist-resnet", "evaluation_images = 10000000", "evaluation_images must be between 1 and "),
     ]
     for name, more, message in cases:

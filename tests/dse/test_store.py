@@ -11,7 +11,7 @@ from dse.store import Result, ResultStore, as_table, exclusive
 from quantizers.errors import UsageError
 
 POINT = DesignPoint(
-    workload="fmnist-resnet", weights="e2m1", activations="int4", edge_format="int8", weight_scale="mse",
+    workload="fmnist-resnet", weights="e2m1", activations="int4", edge_format="int8", integer_weights="narrow", weight_scale="mse",
     activation_scale="mse", percentile=None, bias="fixed", unsigned_activations=True, calibration_images=None,
     evaluation_images=100, block="mac", dot_length=4608, part="xc7z020", seed=0,
 )  # fmt: skip
@@ -83,9 +83,12 @@ def test_one_sweep_a_folder(tmp_path):
         [sys.executable, "-c", code, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert holder.stdout.readline() == "held\n"
-    with pytest.raises(
-        UsageError, match="^another sweep is writing to '.*'; wait for it or choose another --out$"
-    ), exclusive(tmp_path):
+    with (
+        pytest.raises(
+            UsageError, match="^another sweep is writing to '.*'; wait for it or choose another --out$"
+        ),
+        exclusive(tmp_path),
+    ):
         pass
     holder.communicate()
     with exclusive(tmp_path):

@@ -31,7 +31,21 @@ def message(tmp_path: Path, text: str, *overrides: str) -> str:
 def test_equal_pairing_has_every_signed_split_once(tmp_path):
     text = MINIMAL.replace('["integer"]', '["integer", "minifloat"]').replace("[4, 8]", "[3, 4, 8]")
     pairs = load(tmp_path, text).formats.resolve()
-    names = ["int3", "int4", "int8", "e1m1", "e2m0", "e1m2", "e2m1", "e3m0", "e1m6", "e2m5", "e3m4", "e4m3", "e5m2"]
+    names = [
+        "int3",
+        "int4",
+        "int8",
+        "e1m1",
+        "e2m0",
+        "e1m2",
+        "e2m1",
+        "e3m0",
+        "e1m6",
+        "e2m5",
+        "e3m4",
+        "e4m3",
+        "e5m2",
+    ]
     assert pairs == [(name, name) for name in names]
 
 

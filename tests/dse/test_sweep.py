@@ -143,7 +143,9 @@ def test_a_killed_worker_costs_its_point_only(tmp_path, monkeypatch):
 def sweep_process(folder, cache):
     environment = {**os.environ, "BITFRONT_CACHE": str(cache)}
     command = [sys.executable, "-m", "dse.cli", "sweep", str(folder / "t.toml"), "--out", str(folder / "run")]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
 
 
 def test_killed_three_times_and_continued_equals_undisturbed(tmp_path):

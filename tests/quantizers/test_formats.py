@@ -89,6 +89,7 @@ class TestNames:
         [
             (IntegerFormat(8), "int8"),
             (IntegerFormat(4, signed=False), "uint4"),
+            (IntegerFormat(4, narrow=True), "int4n"),
             (MinifloatFormat(4, 3), "e4m3"),
             (MinifloatFormat(4, 3, 7), "e4m3"),
             (MinifloatFormat(4, 3, 11), "e4m3b11"),
@@ -107,6 +108,11 @@ class TestNames:
             ("int1", "no format 'int1': int formats have 2 to 16 bits, not 1"),
             ("int17", "no format 'int17': int formats have 2 to 16 bits, not 17"),
             ("uint0", "no format 'uint0': uint formats have 1 to 16 bits, not 0"),
+            (
+                "uint4n",
+                "no format 'uint4n': an unsigned integer has no negative code to leave out; "
+                "narrow range is for signed ones",
+            ),
             ("e0m3", "no format 'e0m3': minifloats have 1 to 5 exponent bits, not 0"),
             ("e6m1", "no format 'e6m1': minifloats have 1 to 5 exponent bits, not 6"),
             ("e4m8", "no format 'e4m8': minifloats have 0 to 7 mantissa bits, not 8"),
@@ -185,6 +191,7 @@ class TestValues:
         [
             ("int3", [0, 1, 2, 3, -4, -3, -2, -1]),
             ("uint2", [0, 1, 2, 3]),
+            ("int3n", [0, 1, 2, 3, np.nan, -3, -2, -1]),
             ("ternary", [0, 1, np.nan, -1]),
             ("ue2m1", [0, 0.5, 1, 1.5, 2, 3, 4, 6]),
             ("e2m0", [0, 1, 2, 4, -0.0, -1, -2, -4]),

@@ -73,7 +73,9 @@ class TestArithmetic:
         weights, activations = parse_scalar_format(weights), parse_scalar_format(activations)
         quantized = quantize(
             prepare(model, [x]),
-            QuantizationSettings(weights, activations, weights, activations, bias="float"),
+            QuantizationSettings(
+                weights, activations, weights, activations, integer_weights="full", bias="float"
+            ),
         )
         layers = [m for m in quantized.modules() if isinstance(m, qnn.QuantConv2d | qnn.QuantLinear)]
 
@@ -89,6 +91,20 @@ class TestArithmetic:
             y = F.conv2d(*parts(layers[0], x, activations)).relu().flatten(1)
             y = F.linear(*parts(layers[1], y, activations.unsigned_counterpart))
             assert torch.equal(quantized(x), y)
+
+    def test_integer_weights_are_symmetric_unless_asked_otherwise(self):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
+        codes = {}
+        for choice in ("narrow", "full"):
+            chosen = settings("int3", integer_weights=choice)
+            quantized = quantize(prepare(model, [torch.randn(8, 64)]), chosen)
+            layer = quantized.network[2]
+            steps = layer.quant_weight().value / layer.weight_quant.scale()
+            codes[choice] = steps.round().unique().tolist()
+            assert layer_summary(quantized)[1].weight_format.name == "int3"
+        assert min(codes["narrow"]) == -3
+        assert min(codes["full"]) == -4
 
     def test_many_bits_change_nothing(self, prepared, images):
         fine = settings("int16", edge_weights="int16", edge_activations="int16")

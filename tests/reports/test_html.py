@@ -18,7 +18,9 @@ def test_the_page_needs_nothing_from_outside(page):
 
 
 def test_charts_hold_every_point_with_units_and_intervals(page, finished_run):
-    charts = [json.loads(text) for text in re.findall(r'type="application/json"[^>]*>(.*?)</script>', page, re.S)]
+    charts = [
+        json.loads(text) for text in re.findall(r'type="application/json"[^>]*>(.*?)</script>', page, re.S)
+    ]
     assert len(charts) == len(finished_run.study.fronts)
     first = charts[0]
     assert first["layout"]["xaxis"]["title"]["text"] == METRICS["luts"].label
