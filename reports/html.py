@@ -29,6 +29,9 @@ _TABLE_COLUMNS = (
     "activation_scale", "bias",
 )  # fmt: skip
 
+# Left out of the hover text where they are zero; the table has them.
+_MOSTLY_ZERO = ("dsps", "brams", "lutrams")
+
 
 def write_report(run: Run) -> Path:
     """Write ``report.html`` and the figures of a run; gives the page's path."""
@@ -113,7 +116,7 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         figure.add_hline(level, line_dash="dash", line_color=FLOAT_LINE, line_width=1,
-                         annotation_text=f"float {level:.2f} %", annotation_position="top left")  # fmt: skip
+                         annotation_text=f"float {level:.2f} %", annotation_position="top right")  # fmt: skip
     figure.update_layout(
         template="plotly_white", height=520, hovermode="closest", margin={"t": 30, "r": 20, "b": 60, "l": 70},
         xaxis_title=x.label, yaxis_title=y.label, font={"size": 14},
@@ -177,7 +180,8 @@ def _error_bars(rows: pd.DataFrame, of: Metric) -> dict[str, Any] | None:
 def _hover(record: Mapping[Hashable, Any]) -> str:
     lines = [f"<b>weights {record['weights']}, activations {record['activations']}</b>"]
     for of in METRICS.values():
-        if of.name in record and not pd.isna(record[of.name]):
+        value = record.get(of.name)
+        if not (value is None or pd.isna(value) or (value == 0 and of.name in _MOSTLY_ZERO)):
             lines.append(f"{of.label}: {with_interval(record, of)}  ({record[of.name + '_provenance']})")
     lines.append(f"MAC costed: {record['mac_weights']} x {record['mac_activations']}")
     lines.append(f"scales: weights {record['weight_scale']}, activations {record['activation_scale']}")
