@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.progress import track as rich_track
 from rich.table import Table
+from rich.text import Text
 
 from dse.metrics import METRICS, Figure
 
@@ -94,6 +95,11 @@ def _percent(figure: Figure) -> str:
     return f"{text} (95 % interval {100 * figure.interval[0]:.1f} to {100 * figure.interval[1]:.1f})"
 
 
+def _add(table: Table, *cells: str) -> None:
+    """A row of plain text: brackets in a cell are no markup."""
+    table.add_row(*(Text(cell) for cell in cells))
+
+
 def show_run(run: Run) -> None:
     """The fronts over all families, and what failed."""
     for front in run.fronts():
@@ -103,7 +109,7 @@ def show_run(run: Run) -> None:
         table = Table("workload", "weights", "activations", "reason", title="failed points")
         for result in run.failed:
             reason = (result.error or "").strip().splitlines()[-1]
-            table.add_row(result.design.workload, result.design.weights, result.design.activations, reason)
+            _add(table, result.design.workload, result.design.weights, result.design.activations, reason)
         _out.print(table)
 
 
@@ -116,7 +122,7 @@ def show_front(front: Front) -> None:
         table.add_column(METRICS[name].label, justify="right")
     for row in front.rows.itertuples():
         figures = [_cell(name, getattr(row, name)) for name in (front.x, front.y)]
-        table.add_row(str(row.weights), str(row.activations), *figures)
+        _add(table, str(row.weights), str(row.activations), *figures)
     _out.print(table)
 
 
@@ -144,7 +150,7 @@ def show_costs(designs: Sequence[BlockCost]) -> None:
         figures = [
             _cell(name, design.metrics[name].value) if name in design.metrics else "" for name in shown
         ]
-        table.add_row(*(str(design.design[name]) for name in varied), *figures)
+        _add(table, *(str(design.design[name]) for name in varied), *figures)
     _out.print(table)
     shared = [f"{name} {_text(designs[0].design[name])}" for name in choices if name not in varied]
     show(", ".join(shared) + (f"; no {', '.join(unused)}" if unused else ""))
@@ -161,7 +167,7 @@ def show_formats(descriptions: Sequence[Mapping[str, Any]]) -> None:
     columns = ("name", "family", "bits", "minimum", "maximum", "smallest_step")
     table = Table(*columns)
     for description in descriptions:
-        table.add_row(*(f"{description[c]:g}" if c in _NUMBERS else str(description[c]) for c in columns))
+        _add(table, *(f"{description[c]:g}" if c in _NUMBERS else str(description[c]) for c in columns))
     _out.print(table)
 
 
@@ -175,21 +181,25 @@ def show_format(description: Mapping[str, Any]) -> None:
         return
     table = Table("code", "value")
     for code, value in enumerate(description["values"]):
-        table.add_row(str(code), str(value))
+        _add(table, str(code), str(value))
     _out.print(table)
 
 
 def show_workloads(listing: Sequence[Mapping[str, Any]]) -> None:
-    """One row a workload."""
-    table = Table("name", "what it is", "needs", "available")
+    """One row a workload; below, what keeps those that are not available."""
+    table = Table("name", "available", "what it is")
     for entry in listing:
-        table.add_row(entry["name"], entry["description"], entry["needs"], entry["available"])
+        _add(table, entry["name"], entry["available"].partition(":")[0], entry["description"])
     _out.print(table)
+    for entry in listing:
+        available, _, reason = entry["available"].partition(": ")
+        if available == "no":
+            show(f"- {reason}")
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:
     """Names and values, one a line."""
     table = Table(show_header=False, box=None)
     for name, value in facts.items():
-        table.add_row(name.replace("_", " "), str(value))
+        _add(table, name.replace("_", " "), str(value))
     _out.print(table)

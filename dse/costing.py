@@ -46,14 +46,22 @@ def cost_of_block(
         UsageError: an unknown block, parameter, format or part, or formats the block cannot do.
         SynthesisError: the synthesiser failed.
     """
-    chosen = find_block(name)
-    component = chosen.build(
-        weights=parse_scalar_format(weights), activations=parse_scalar_format(activations), **parameters
-    )
+    component = build_block(name, weights, activations, parameters)
     resources = synthesize(component, name=name, part=part, cache=ContentCache(namespace="synthesis"))
     design = {"block": name, "weights": weights, "activations": activations, **parameters, "part": part}
     widths = {"accumulator_bits": Figure(component.accumulator_bits, Provenance.ANALYTIC)}
     return _cost(design, resources, widths)
+
+
+def build_block(name: str, weights: str, activations: str, parameters: Mapping[str, Any]) -> Any:
+    """The component for a pair of formats.
+
+    Raises:
+        UsageError: an unknown block, parameter or format, or formats the block cannot do.
+    """
+    return find_block(name).build(
+        weights=parse_scalar_format(weights), activations=parse_scalar_format(activations), **parameters
+    )
 
 
 def cost_of_blocks(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dse.evaluation import accuracy_figure, answers
+from dse.accuracy import answers
+from dse.statistics import accuracy_figure
 from dse.workloads import list_workloads, load_workload
 
 

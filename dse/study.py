@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from costmodel import PARTS
 from dse.design import DesignPoint
+from dse.evaluation import check_point
 from dse.metrics import METRICS
 from dse.workloads import check_workload
 from hw.blocks import ANCHOR_DOT_LENGTH, BLOCKS
@@ -125,7 +126,7 @@ class QuantizationChoice(_Section):
     integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(_listed)] = ["narrow"]
     weight_scale: Annotated[list[Literal["mse", "max"]], BeforeValidator(_listed)] = ["mse"]
     activation_scale: Annotated[list[Literal["mse", "percentile"]], BeforeValidator(_listed)] = ["mse"]
-    percentile: Annotated[float, Field(gt=50, le=100)] | None = None
+    percentile: Annotated[float, Field(gt=0, le=100)] | None = None
     bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed)] = ["fixed"]
     unsigned_activations: bool = True
 
@@ -202,7 +203,13 @@ class Study(_Section):
             raise _explain(error, source) from None
 
     def check(self) -> None:
-        """Check what lies outside the file: every workload's packages, data and checkpoint."""
+        """Check what lies outside the file: packages, data and checkpoints, and that every pair of
+        formats can be quantized and built.
+
+        Raises:
+            UsageError: before anything is computed or written.
+            MissingExtraError: an optional package is not installed.
+        """
         for workload in self.workloads:
             check_workload(
                 workload.name,
@@ -210,6 +217,8 @@ class Study(_Section):
                 calibration_images=workload.calibration_images,
                 evaluation_images=workload.evaluation_images,
             )
+        for point in {(p.weights, p.activations): p for p in self.points()}.values():
+            check_point(point)
 
     def points(self) -> list[DesignPoint]:
         """Every design point, in the order in which they run (all of one workload together)."""

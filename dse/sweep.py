@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -14,6 +13,7 @@ from typing import Any, Protocol
 
 import pandas as pd
 
+from dse.accuracy import Source
 from dse.engine import Engine, LocalEngine, Outcome
 from dse.environment import environment, tool_versions
 from dse.evaluation import Evaluation, Task, evaluate, float_accuracy
@@ -108,6 +108,7 @@ def run(
     study.check()
     tasks = _tasks(study)
     _make_folder(folder)
+    _check_same_study(study, folder)
     with exclusive(folder), closing(ResultStore(folder)) as store:
         _write_json(folder / _STUDY, study.model_dump(mode="json"))
         _write_json(folder / _RUN, {"keys": [t.key for t in tasks], "environment": environment()})
@@ -119,6 +120,12 @@ def run(
                 workers.close()
             _export(_open(folder, store))
         return _open(folder, store)
+
+
+def _check_same_study(study: Study, folder: Path) -> None:
+    if (folder / _STUDY).is_file() and (there := Study.load(folder / _STUDY).name) != study.name:
+        msg = f"{str(folder)!r} holds the run of study {there!r}, not of {study.name!r}; choose another --out"
+        raise UsageError(msg, given=folder, expected=["an empty folder", f"a folder of study {study.name!r}"])
 
 
 def load_run(folder: Path) -> Run:
@@ -144,13 +151,13 @@ def _open(folder: Path, store: ResultStore) -> Run:
 
 
 def _tasks(study: Study) -> list[Task]:
-    data = {workload.name: workload for workload in study.workloads}
-    fingerprints = {name: workload_fingerprint(name, w.path) for name, w in data.items()}
+    # Absolute: a worker may run in another folder.
+    sources = {
+        w.name: Source(w.path and str(w.path.resolve()), workload_fingerprint(w.name, w.path))
+        for w in study.workloads
+    }
     tools = tool_versions()
-    return [
-        Task(point, data[point.workload].data, fingerprints[point.workload], tools)
-        for point in study.points()
-    ]
+    return [Task(point, sources[point.workload], tools) for point in study.points()]
 
 
 def _make_folder(folder: Path) -> None:
@@ -171,7 +178,7 @@ def _evaluate(
     progress.started(len(tasks), len(done))
     if not pending:
         return
-    first_of_each = list({task.point.workload: task for task in pending}.values())
+    one_of_each = list({task.point.workload: task for task in pending}.values())
 
     def tell(task: Task, outcome: Outcome[Figure]) -> None:
         progress.float_accuracy(task.point.workload, outcome.value, outcome.error)
@@ -181,7 +188,7 @@ def _evaluate(
         store.put(result)
         progress.finished(result)
 
-    _for_each(engine, float_accuracy, first_of_each, study.point_timeout_s, tell)
+    _for_each(engine, float_accuracy, one_of_each, study.point_timeout_s, tell)
     _for_each(engine, evaluate, pending, study.point_timeout_s, keep)
 
 
@@ -217,13 +224,14 @@ def _export(run: Run) -> None:
     """Write the table beside the store; a reader sees the old one or the new one, never half."""
     table = run.table()
     if table.empty:
+        (run.folder / _TABLE).unlink(missing_ok=True)
         return
-    temporary = run.folder / f"{_TABLE}.{os.getpid()}"
+    temporary = run.folder / f"{_TABLE}.part"
     table.to_parquet(temporary, index=False)
     temporary.replace(run.folder / _TABLE)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.part")
     temporary.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
     temporary.replace(path)

@@ -92,10 +92,6 @@ class AccumulatorBias(nn.Module):
         super().__init__()
         self.register_buffer("step", scaling_init.double())
 
-    def codes(self, bias: Tensor) -> Tensor:
-        """The bias in steps: int64, what the hardware adds."""
-        return (bias.double() / self.step).round().long()  # type: ignore[operator]
-
     def forward(self, bias: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         step: Tensor = self.step  # type: ignore[assignment]
         nearest = ((bias.double() / step).round() * step).to(bias.dtype)

@@ -20,7 +20,6 @@ from quantizers.scales import largest_value_scale, least_error_scale
 # that a clipping threshold can be about.
 _BODY_VALUES = 1 << 16
 _TAIL_VALUES = 1 << 12
-_SEED = 20231112
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +40,11 @@ class TensorStatistics:
     def largest(self) -> float:
         """The largest magnitude."""
         return float(np.abs(self.tail[0])) if self.tail.size else 0.0
+
+    @property
+    def minimum(self) -> float:
+        """The smallest value of the sample; 0 where there is none."""
+        return float(min((part.min() for part in (self.tail, self.body) if part.size), default=0.0))
 
     def magnitude_percentile(self, percentile: float) -> float:
         """The magnitude below which *percentile* percent of the values lie.
@@ -109,23 +113,24 @@ class _Sampler:
 
 
 def collect_statistics(
-    model: nn.Module, layers: Sequence[str], batches: Sequence[Tensor]
+    model: nn.Module, layers: Sequence[str], batches: Sequence[Tensor], seed: int
 ) -> dict[str, tuple[TensorStatistics, ...]]:
     """Run *batches* through *model* and sample every tensor that goes into *layers*.
 
-    Deterministic: the sample's seed is fixed. A layer called several times gets one set of
+    Every tensor is sampled with the same *seed*, so that layers with one input in common (a shortcut,
+    queries and keys) see one sample and get one scale. A layer called several times gets one set of
     statistics over all its calls.
     """
     samplers: dict[str, list[_Sampler]] = {name: [] for name in layers}
     modules = dict(model.named_modules())
     handles = []
-    for number, name in enumerate(layers):
+    for name in layers:
 
-        def observe(_: nn.Module, *inputs: Any, name: str = name, number: int = number) -> None:
+        def observe(_: nn.Module, *inputs: Any, name: str = name) -> None:
             collected = samplers[name]
             for position, tensor in enumerate(tensors(inputs)):
                 if position == len(collected):
-                    collected.append(_Sampler(len(batches), _SEED + 2 * number + position))
+                    collected.append(_Sampler(len(batches), seed))
                 collected[position].add(tensor)
 
         handles.append(modules[name].register_forward_pre_hook(observe, with_kwargs=True))

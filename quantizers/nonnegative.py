@@ -17,7 +17,7 @@ from quantizers.recording import Operation, storage_key, tensors
 
 # fmt: off
 _NEVER_NEGATIVE = frozenset({
-    "relu", "sigmoid", "hardsigmoid", "_softmax", "exp", "exp2", "softplus", "abs", "sqrt",
+    "relu", "sigmoid", "hardsigmoid", "_softmax", "exp", "exp2", "abs", "sqrt",
     "zeros", "zeros_like", "new_zeros", "ones",
 })
 # The result is not negative if no operand is. Padding and scalars are operands too.
@@ -96,6 +96,11 @@ def _is_even_power(operation: Operation) -> bool:
     return isinstance(exponent, int | float) and exponent % 2 == 0
 
 
+def _has_positive_beta(operation: Operation) -> bool:
+    beta = operation.argument("beta")
+    return beta is None or _at_least(beta, 0)
+
+
 def _replaces_negatives(operation: Operation) -> bool:
     return _at_least(operation.argument("threshold"), 0) and _at_least(operation.argument("value"), 0)
 
@@ -105,5 +110,6 @@ _CONDITIONAL: dict[str, Callable[[Operation], bool]] = {
     "clamp": _clamps_at_zero,
     "clamp_min": _clamps_at_zero,
     "pow": _is_even_power,
+    "softplus": _has_positive_beta,
     "threshold": _replaces_negatives,
 }

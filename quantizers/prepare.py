@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,7 +97,7 @@ class PreparedModel:
         return self._weight_scales[key]
 
 
-def prepare(model: nn.Module, calibration_batches: Iterable[Tensor]) -> PreparedModel:
+def prepare(model: nn.Module, calibration_batches: Iterable[Tensor], *, seed: int = 0) -> PreparedModel:
     """Fold, unfold, analyse and calibrate a copy of *model*.
 
     Batch norms are folded into the layers before them, ``nn.MultiheadAttention`` becomes four
@@ -107,6 +107,7 @@ def prepare(model: nn.Module, calibration_batches: Iterable[Tensor]) -> Prepared
     Args:
         model: takes one tensor, image (or token sequence) first, and returns one tensor.
         calibration_batches: float tensors ``(batch, ...)``.
+        seed: of the sample that activation scales are searched on.
 
     Raises:
         UsageError: no calibration data, no compute layer, unsupported attention options, an output
@@ -126,8 +127,9 @@ def prepare(model: nn.Module, calibration_batches: Iterable[Tensor]) -> Prepared
     _check_outputs(_output(prepared, inputs), expected)
     recording = record(prepared, inputs)
     layers = _compute_layers(prepared, recording, images=inputs.shape[0])
-    statistics = collect_statistics(prepared, [layer.name for layer in layers], batches)
+    statistics = collect_statistics(prepared, [layer.name for layer in layers], batches, seed)
     _check_inputs(statistics)
+    _check_signs(layers, statistics)
     return PreparedModel(prepared, layers, statistics, _float_products(prepared, recording))
 
 
@@ -143,6 +145,17 @@ def _check_batches(batches: list[Tensor]) -> None:
     if not batches or not all(batch.shape[0] for batch in batches):
         msg = "calibration needs at least one batch, and at least one image in each"
         raise UsageError(msg, given=f"{len(batches)} batches", expected=["at least one image"])
+
+
+def _check_signs(
+    layers: Sequence[ComputeLayer], statistics: Mapping[str, Sequence[TensorStatistics]]
+) -> None:
+    """The signs that were proven must agree with every value that was seen."""
+    for layer in layers:
+        for proven, seen in zip(layer.nonnegative, statistics[layer.name], strict=True):
+            if proven and seen.minimum < 0:
+                msg = f"an input of {layer.name} was taken for non-negative but holds {seen.minimum:.3g}"
+                raise PreparationError(msg)
 
 
 def _output(model: nn.Module, inputs: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.brevitas_quantizers import (
-    AccumulatorBias,
     activation_quantizer,
     bias_quantizer,
     weight_quantizer,
@@ -93,8 +93,8 @@ class LayerSummary:
         name, kind, weights, dot_length, macs: see :class:`quantizers.prepare.ComputeLayer`.
         weight_format: of the weights; of a matmul's second input.
         activation_format: of the input, with its sign bit only where it is needed.
-        bias_bits: two's complement bits of the largest bias in accumulator steps; ``None`` where
-            there is no bias or it is float.
+        bias_terms: how many products of the largest codes the largest bias is worth, rounded up: what
+            it adds to *dot_length* in the bound of the accumulator.
     """
 
     name: str
@@ -102,7 +102,7 @@ class LayerSummary:
     weight_format: ScalarFormat
     activation_format: ScalarFormat
     weights: int
-    bias_bits: int | None
+    bias_terms: int
     dot_length: int
     macs: int
 
@@ -159,8 +159,7 @@ def layer_summary(quantized: QuantizedModel) -> list[LayerSummary]:
 def _weighted(
     layer: ComputeLayer, module: nn.Module, prepared: PreparedModel, settings: QuantizationSettings
 ) -> tuple[nn.Module, LayerSummary]:
-    stored = settings.edge_weights if layer.edge else settings.weights
-    fmt = _used_range(stored, settings)
+    fmt = _used_range(settings.edge_weights if layer.edge else settings.weights, settings)
     activation, scale = _activation(layer, 0, prepared, settings)
     weight: Tensor = module.weight  # type: ignore[assignment]
     bias: Tensor | None = module.bias  # type: ignore[assignment]
@@ -176,12 +175,14 @@ def _weighted(
         input_quant=activation_quantizer(activation, scale),
         bias_quant=bias_quantizer(steps) if fixed else None,
     )
-    bias_bits = None
-    if fixed and bias is not None:
+    if fixed:
         # A tensor is all that the layer needs, and what keeps Brevitas from comparing C x C scales.
         quantized.bias_quant.skip_create_quant_tensor = True  # type: ignore[union-attr]
-        bias_bits = int(AccumulatorBias(steps).codes(bias).abs().max()).bit_length() + 1
-    return quantized, _summary(layer, stored, activation, bias_bits)
+    bias_terms = 0
+    if bias is not None:
+        largest_product = fmt.maximum * activation.maximum * scale * scales.double()
+        bias_terms = math.ceil(float((bias.double().abs() / largest_product).max()))
+    return quantized, _summary(layer, fmt, activation, bias_terms)
 
 
 def _used_range(stored: ScalarFormat, settings: QuantizationSettings) -> ScalarFormat:
@@ -197,11 +198,11 @@ def _matmul(
     left, left_scale = _activation(layer, 0, prepared, settings)
     right, right_scale = _activation(layer, 1, prepared, settings)
     module = QuantMatMul(activation_quantizer(left, left_scale), activation_quantizer(right, right_scale))
-    return module, _summary(layer, right, left, None)
+    return module, _summary(layer, right, left, 0)
 
 
 def _summary(
-    layer: ComputeLayer, weight: ScalarFormat, activation: ScalarFormat, bias_bits: int | None
+    layer: ComputeLayer, weight: ScalarFormat, activation: ScalarFormat, bias_terms: int
 ) -> LayerSummary:
     return LayerSummary(
         name=layer.name,
@@ -209,7 +210,7 @@ def _summary(
         weight_format=weight,
         activation_format=activation,
         weights=layer.weights,
-        bias_bits=bias_bits,
+        bias_terms=bias_terms,
         dot_length=layer.dot_length,
         macs=layer.macs,
     )

@@ -85,9 +85,9 @@ class ImageFolder:
         self.split("evaluation", counts.evaluation)
 
     def fingerprint(self) -> str:
-        """Hash of ``labels.csv`` and of the names and sizes of the images."""
-        sizes = [f"{p.file} {p.path.stat().st_size}" for p in self.photographs]
-        return text_sha256(file_sha256(self.table), *sizes)
+        """Hash of the contents of ``labels.csv`` and of the images."""
+        images = (f"{p.file} {file_sha256(p.path)}" for p in self.photographs)
+        return text_sha256(file_sha256(self.table), *images)
 
     def load(self, counts: Counts, preprocessing: Preprocessing) -> tuple[ImageSet, ImageSet]:
         """The calibration and evaluation sets, decoded once and kept as uint8."""

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dse.workloads.hashing import file_sha256, tensors_sha256, text_sha256
+from dse.workloads.hashing import tensors_sha256, text_sha256
 from dse.workloads.images import ImageSet
 from dse.workloads.workload import Counts, Workload, frozen
 from quantizers.errors import UsageError, unknown_choice
@@ -49,23 +49,12 @@ class OwnWorkload:
         self._function()
 
     def fingerprint(self, data: Path | None) -> str:
-        """Hash of the module's source, the weights, and all inputs and labels.
+        """Hash of the weights, all inputs and labels, and of what the model computes for a few of them.
 
-        The function is called for it. Code that it imports from elsewhere is not part of the hash, and a
-        function that draws random numbers without a seed gets another hash each time.
+        The function is called for it; one that draws random numbers without a seed gets another hash
+        each time, which :attr:`Workload.fingerprint` of a later call then shows.
         """
-        workload = self.load(data, Counts())
-        sets = {"calibration": workload.calibration.inputs, "evaluation": workload.evaluation.inputs}
-        if workload.evaluation.labels is not None:
-            sets["labels"] = workload.evaluation.labels
-        source = self._module().__file__
-        return text_sha256(
-            self.name,
-            file_sha256(Path(source)) if source else "",
-            *(f"{images.mean} {images.std}" for images in (workload.calibration, workload.evaluation)),
-            tensors_sha256(sets),
-            tensors_sha256(workload.model.state_dict()),
-        )
+        return str(self.load(data, Counts()).fingerprint)
 
     def load(self, data: Path | None, counts: Counts) -> Workload:
         """Call the function and check what it returns.
@@ -81,10 +70,11 @@ class OwnWorkload:
             raise UsageError(msg, given=self.name) from error
         workload = returned if isinstance(returned, Workload) else self._from_tuple(returned)
         frozen(workload.model)
-        self._try_one(workload)
+        outputs = self._try_one(workload)
         return replace(
             workload,
             name=self.name,
+            fingerprint=self._fingerprint(workload, outputs),
             calibration=workload.calibration.first(counts.calibration, "calibration_images"),
             evaluation=workload.evaluation.first(counts.evaluation, "evaluation_images"),
         )
@@ -118,8 +108,22 @@ class OwnWorkload:
             evaluation=evaluation,
         )
 
-    def _try_one(self, workload: Workload) -> None:
-        """Run the first evaluation input, so that a model that does not fit its data fails here."""
+    def _fingerprint(self, workload: Workload, outputs: Tensor) -> str:
+        sets = {"calibration": workload.calibration, "evaluation": workload.evaluation}
+        tensors = {name: images.inputs for name, images in sets.items()}
+        if workload.evaluation.labels is not None:
+            tensors["labels"] = workload.evaluation.labels
+        return text_sha256(
+            self.name,
+            repr(workload.model),
+            *(f"{images.mean} {images.std}" for images in sets.values()),
+            # The code of a model may lie anywhere; what it computes tells when it has changed.
+            tensors_sha256({**tensors, "outputs": outputs}),
+            tensors_sha256(workload.model.state_dict()),
+        )
+
+    def _try_one(self, workload: Workload) -> Tensor:
+        """The logits of the first evaluation input; a model that does not fit its data fails here."""
         images = workload.evaluation.first(1)
         if workload.evaluation.labels is None:
             msg = f"{self.name}: the evaluation set has no labels, expected one int64 class for each input"
@@ -139,6 +143,7 @@ class OwnWorkload:
             wrong = low if low < 0 else high
             msg = f"{self.name}: label {wrong} is not one of the model's {logits.shape[1]} classes"
             raise UsageError(msg, given=wrong)
+        return logits
 
     def _module(self) -> ModuleType:
         module = self.name.partition(":")[0]

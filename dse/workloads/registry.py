@@ -72,8 +72,7 @@ def check_workload(
 def workload_fingerprint(name: str, data: Path | None = None) -> str:
     """Hex sha256 of the weights and the data, for cache keys; raises as :func:`check_workload` does.
 
-    For folders it covers ``labels.csv`` and the names and sizes of the images, not their content. A model of
-    the user's is loaded for it.
+    A model of the user's is loaded for it, see :class:`~dse.workloads.own.OwnWorkload`.
     """
     return _source(name).fingerprint(data)
 

