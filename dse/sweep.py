@@ -153,7 +153,9 @@ def _open(folder: Path, store: ResultStore) -> Run:
 def _tasks(study: Study) -> list[Task]:
     # Absolute: a worker may run in another folder.
     sources = {
-        w.name: Source(w.path and str(w.path.resolve()), workload_fingerprint(w.name, w.path))
+        w.name: Source(
+            None if w.path is None else str(w.path.resolve()), workload_fingerprint(w.name, w.path)
+        )
         for w in study.workloads
     }
     tools = tool_versions()

@@ -29,7 +29,8 @@ class MultiplyAccumulate(Component):
     One pair a cycle, without a gap between dot products (initiation interval 1). A sum is valid
     :attr:`latency` cycles after its last pair was taken. It waits in a register of its own while the
     next dot product runs; only when that one ends too before the sum is taken does the pipeline
-    stop. Codes of ``ternary`` must be 0, 1 or 3.
+    stop. Codes that encoding never makes must not come: 2 of ``ternary``, the most negative one of
+    ``intNn``.
 
     Args:
         weights: any scalar format without codes for NaN or infinity.

@@ -167,7 +167,9 @@ def _weighted(
     scales = torch.from_numpy(prepared.weight_scales(layer.name, fmt, settings.weight_scale))
     if fixed and bias is not None:
         largest_sum = layer.dot_length * fmt.maximum * activation.maximum * scale
-        scales = torch.maximum(scales, bias.abs() / largest_sum)
+        needed = (bias.double().abs() / largest_sum).float()
+        # Upwards, so that the bias is not a rounding error above the largest sum.
+        scales = torch.maximum(scales, torch.where(needed > 0, needed.nextafter(torch.tensor(math.inf)), 0))
     steps = scales.double() * scale * 2.0 ** (fmt.grid.lsb_exponent + activation.grid.lsb_exponent)
     quantized = _layer_like(
         module,

@@ -34,7 +34,7 @@ def finished_run(tmp_path_factory):
                 {"name": "fmnist-resnet", "calibration_images": 64, "evaluation_images": 200},
             ],
             "formats": {"families": ["integer", "minifloat"], "bits": [3]},
-            "hardware": {"dot_length": 64},
+            "hardware": {"dot_length": 1024},
             "fronts": [{"x": "luts", "y": "accuracy"}, {"x": "weight_memory_kib", "y": "accuracy"}],
         }
     )

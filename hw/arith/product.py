@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from amaranth.hdl import C, Cat, Module, Shape, Value
 from amaranth.lib.wiring import In, Out
 
@@ -14,7 +15,7 @@ from hw.arith.aligner import Aligner
 from hw.arith.decoder import Decoder, check_format, has_separate_sign
 from hw.arith.multiplier import Multiplier
 from hw.arith.table import LUT_INPUTS, TruthTable
-from quantizers.formats import ScalarFormat, TernaryFormat
+from quantizers.formats import ScalarFormat
 
 MAX_TABULATED_BITS = 8
 """Widest product that is tabulated. Measured: a table of 8 bits takes 2 to 4 sites less than
@@ -85,10 +86,9 @@ def magnitude_bits(fmt: ScalarFormat) -> int:
 
 
 def _magnitudes(fmt: ScalarFormat) -> list[int]:
-    """The fixed-point value of each code without its sign bit."""
-    if isinstance(fmt, TernaryFormat):
-        return [0, 1]
-    return [int(value) for value in fmt.fixed_point(range(1 << magnitude_bits(fmt)))]
+    """The fixed-point value of each code without its sign bit; 0 for a code that is not in use."""
+    values = np.nan_to_num(fmt.values()[: 1 << magnitude_bits(fmt)])
+    return [int(value) for value in np.ldexp(values, -fmt.grid.lsb_exponent)]
 
 
 def _magnitude_products(weights: ScalarFormat, activations: ScalarFormat) -> tuple[int, int]:

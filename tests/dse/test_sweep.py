@@ -25,7 +25,7 @@ evaluation_images = 100
 families = ["integer", "minifloat"]
 bits = [3, 4]
 [hardware]
-dot_length = 8
+dot_length = 1024
 """
 
 
@@ -85,7 +85,7 @@ def test_float_accuracy_comes_first(tmp_path):
             "name": "t",
             "workloads": [{"name": "fmnist-resnet", "calibration_images": 16, "evaluation_images": 20}],
             "formats": {"pairs": [["int8", "int8"]]},
-            "hardware": {"dot_length": 8},
+            "hardware": {"dot_length": 1024},
         }
     )
     recorder = Recorder()
@@ -128,7 +128,7 @@ def test_a_killed_worker_costs_its_point_only(tmp_path, monkeypatch):
             "name": "t",
             "workloads": [{"name": "fragile_model:make"}],
             "formats": {"pairs": [["int8", "int8"], ["ternary", "int8"], ["int6", "int6"]]},
-            "hardware": {"dot_length": 8},
+            "hardware": {"dot_length": 64},
         }
     )
     with LocalEngine(1) as engine:

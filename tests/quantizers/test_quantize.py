@@ -102,7 +102,9 @@ class TestArithmetic:
             layer = quantized.network[2]
             steps = layer.quant_weight().value / layer.weight_quant.scale()
             codes[choice] = steps.round().unique().tolist()
-            assert layer_summary(quantized)[1].weight_format.name == "int3"
+            assert (
+                layer_summary(quantized)[1].weight_format.name == {"narrow": "int3n", "full": "int3"}[choice]
+            )
         assert min(codes["narrow"]) == -3
         assert min(codes["full"]) == -4
 
@@ -162,7 +164,7 @@ class TestSummary:
             for layer in layer_summary(quantized)
         ]
         assert shown == [
-            ("stem", "conv2d", "int6", "int8"),
+            ("stem", "conv2d", "int6n", "int8"),
             ("depthwise", "conv2d", "e2m1", "ue4m4"),
             ("linear", "linear", "e2m1", "e4m3"),
             ("attention.query", "linear", "e2m1", "e4m3"),
@@ -171,7 +173,7 @@ class TestSummary:
             ("attention.scores", "matmul", "e4m3", "e4m3"),
             ("attention.mix", "matmul", "e4m3", "ue4m4"),
             ("attention.out_proj", "linear", "e2m1", "e4m3"),
-            ("head", "linear", "int6", "int8"),
+            ("head", "linear", "int6n", "int8"),
         ]
 
     def test_counts_are_those_of_preparation(self, prepared):
