@@ -42,9 +42,9 @@ def log(text: str) -> None:
     _err.print(text, markup=False, soft_wrap=True)
 
 
-def track(items: Sequence[ItemT], description: str) -> Iterable[ItemT]:
-    """*items* with a progress bar on stderr."""
-    return rich_track(items, description, console=_err, transient=True)
+def track(items: Iterable[ItemT], total: int) -> Iterable[ItemT]:
+    """*items*, of which there are *total*, with a progress bar on stderr."""
+    return rich_track(items, "synthesis", total=total, console=_err, transient=True)
 
 
 class SweepProgress:
@@ -105,6 +105,8 @@ def show_run(run: Run) -> None:
     for front in run.fronts():
         if front.family == "all":
             show_front(front)
+    for workload, layers in run.layers_in_float.items():
+        show(f"{workload}: products of {layers} stay in float; no format and no cost here covers them")
     if run.failed:
         table = Table("workload", "weights", "activations", "reason", title="failed points")
         for result in run.failed:

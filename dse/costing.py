@@ -5,16 +5,22 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from costmodel import ContentCache, Resources, find_part, synthesize, synthesize_verilog
+from costmodel import ContentCache, Resources, SynthesisError, find_part, synthesize, synthesize_verilog
+from dse.engine import LocalEngine
 from dse.metrics import Figure, Provenance
 from hw.blocks import find_block
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format, signed_formats
 
 MIN_BITS, MAX_BITS = 2, 8
+
+# Starting worker processes takes about as long as two designs.
+_POOL_FROM = 4
+_TIMEOUT_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +76,32 @@ def cost_of_blocks(
     parameters: Mapping[str, Any],
     *,
     part: str,
-    progress: Callable[[Sequence[tuple[str, str]], str], Iterable[tuple[str, str]]],
+    progress: Callable[[Iterable[Any], int], Iterable[Any]],
 ) -> list[BlockCost]:
-    """The costs of many pairs of formats, in order."""
-    return [cost_of_block(name, w, a, parameters, part=part) for w, a in progress(pairs, "synthesis")]
+    """The costs of many pairs of formats, in order; many of them on all cores.
+
+    Raises:
+        UsageError: a block, parameter, format or part that is none, before anything is synthesised.
+        SynthesisError: the synthesiser failed.
+    """
+    find_part(part)
+    for weights, activations in pairs:
+        build_block(name, weights, activations, parameters)
+    if len(pairs) < _POOL_FROM:
+        return [cost_of_block(name, w, a, parameters, part=part) for w, a in progress(pairs, len(pairs))]
+    costs: dict[int, BlockCost] = {}
+    function = partial(_cost_of_pair, name, dict(parameters), part)
+    with LocalEngine() as engine:
+        for outcome in progress(engine.run(function, pairs, timeout_s=_TIMEOUT_S), len(pairs)):
+            if outcome.value is None:
+                msg = f"{name} for {' and '.join(pairs[outcome.index])}: {outcome.error}"
+                raise SynthesisError(msg)
+            costs[outcome.index] = outcome.value
+    return [costs[index] for index in range(len(pairs))]
+
+
+def _cost_of_pair(name: str, parameters: dict[str, Any], part: str, pair: tuple[str, str]) -> BlockCost:
+    return cost_of_block(name, *pair, parameters, part=part)
 
 
 def cost_of_verilog(files: Sequence[Path], *, top: str | None, part: str) -> BlockCost:

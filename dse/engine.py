@@ -66,7 +66,7 @@ class LocalEngine:
         if workers is not None and workers < 1:
             msg = f"the number of workers must be a positive integer, not {workers}"
             raise UsageError(msg, given=workers, expected=["1 or more"])
-        self._workers = [_Worker() for _ in range(workers or len(os.sched_getaffinity(0)))]
+        self._workers = [_Worker() for _ in range(workers or usable_cores())]
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -94,6 +94,13 @@ class LocalEngine:
             for worker in self._workers:
                 if worker.busy:
                     worker.abandon("given up")
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS and Windows
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _collect(workers: list[_Worker], timeout_s: float) -> Generator[Outcome[Any]]:

@@ -77,6 +77,12 @@ class Run:
         """How many of the study's points have no result yet."""
         return len(self.study.points()) - len(self.results)
 
+    @property
+    def layers_in_float(self) -> dict[str, str]:
+        """For each workload with products that no quantized layer computes, where those are."""
+        places = {r.design.workload: r.details.get("float_products", "") for r in self.results}
+        return {workload: names for workload, names in places.items() if names}
+
     def table(self) -> pd.DataFrame:
         """The finished points, one row each."""
         return as_table(result for result in self.results if result.error is None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,6 +13,7 @@ from dse.metrics import Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
 from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
+from reports.text import pair_label
 
 _SIZE_INCHES = (6.4, 4.2)
 _PNG_DPI = 160
@@ -58,11 +58,13 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
             label=str(family),
         )
     xs, ys = scaled(front.rows[x.name], x), scaled(front.rows[y.name], y)
-    axes.step(xs, ys, where="post", color=FRONT_OF_ALL, linewidth=1.2, label="Pareto front", zorder=0)
+    # Between two members only the worse in x can be had: to the left where less is better.
+    side = "pre" if x.maximise else "post"
+    axes.step(xs, ys, where=side, color=FRONT_OF_ALL, linewidth=1.2, label="Pareto front", zorder=0)
     for index, (row, px, py) in enumerate(zip(front.rows.itertuples(), xs, ys, strict=True)):
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
         axes.annotate(
-            label_of(row),
+            pair_label(row),
             (px, py),
             xytext=(5, -11) if below else (-5, 6),
             ha="left" if below else "right",
@@ -82,11 +84,6 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
 def scaled(values: pd.Series, of: Metric) -> np.ndarray:
     """Values as the axis shows them: fractions in percent."""
     return values.to_numpy(dtype=float) * (100 if of.percent else 1)
-
-
-def label_of(row: Any) -> str:
-    """``e2m1`` or ``e2m1/int8``."""
-    return row.weights if row.weights == row.activations else f"{row.weights}/{row.activations}"
 
 
 def _error_lengths(rows: pd.DataFrame, of: Metric) -> np.ndarray | None:

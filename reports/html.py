@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,10 @@ from plotly.offline import get_plotlyjs
 from dse.metrics import METRICS, Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
-from reports.figures import label_of, scaled, write_figures
+from reports.figures import scaled, write_figures
 from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
 from reports.summary import best_by_bits, headlines
+from reports.text import pair_label, with_interval
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Columns of the table of points, in order, where the run has them.
@@ -60,10 +60,14 @@ def render_report(run: Run) -> str:
         headlines=headlines(table) if not table.empty else [],
         charts=[_chart(table, fronts, front) for front in fronts if front.family == "all"],
         front_lists=fronts,
+        in_float=run.layers_in_float,
         best=best_by_bits(table) if not table.empty else [],
         families=sorted(table["family"].unique()) if not table.empty else [],
         colours=FAMILY_COLOURS,
         columns=[name for name in _TABLE_COLUMNS if name in table],
+        titles={
+            name: f"{METRICS[name].label}; {_provenance(table, name)}" for name in METRICS if name in table
+        },
         rows=[] if table.empty else _table_rows(table),
         metrics=[METRICS[name] for name in METRICS if name in table],
         provenance={name: _provenance(table, name) for name in METRICS if name in table},
@@ -94,15 +98,6 @@ def _cell(record: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
     return {"text": with_interval(record, METRICS[name]), "sort": float(value)}
 
 
-def with_interval(record: Mapping[Hashable, Any], of: Metric) -> str:
-    """``91.23 [90.0, 92.4]``: the value as shown, and its 95 % interval where it has one."""
-    factor = 100 if of.percent else 1
-    value = factor * record[of.name]
-    text = f"{value:.2f}" if of.percent or value != int(value) else f"{value:.0f}"
-    low, high = (float(record.get(f"{of.name}_{end}", "nan")) for end in ("low", "high"))
-    return text if math.isnan(low) else f"{text} [{factor * low:.1f}, {factor * high:.1f}]"
-
-
 def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, str]:
     points = table[table["workload"] == whole.workload].dropna(subset=[whole.x, whole.y])
     x, y = metric(whole.x), metric(whole.y)
@@ -131,7 +126,7 @@ def _name_members(figure: go.Figure, front: Front, x: Metric, y: Metric) -> None
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
         side = 1 if below else -1
         figure.add_annotation(
-            x=px, y=py, text=label_of(row), showarrow=False, font={"size": 12},
+            x=px, y=py, text=pair_label(row), showarrow=False, font={"size": 12},
             xanchor="left" if below else "right", yanchor="top" if below else "bottom",
             xshift=5 * side, yshift=-3 * side,
         )  # fmt: skip
@@ -195,7 +190,7 @@ def _front_line(front: Front, x: Metric, y: Metric) -> go.Scatter:
         y=scaled(front.rows[y.name], y),
         mode="lines",
         line={
-            "shape": "hv",
+            "shape": "vh" if x.maximise else "hv",
             "color": FRONT_OF_ALL if everything else FAMILY_COLOURS[front.family],
             "width": 2 if everything else 1.2,
             "dash": "solid" if everything else "dot",

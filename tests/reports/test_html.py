@@ -5,7 +5,6 @@ import pytest
 
 from dse.metrics import METRICS
 from reports import write_report
-from reports.html import with_interval
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +52,3 @@ def test_figures_are_written(finished_run):
     names = sorted(path.name for path in (finished_run.folder / "figures").iterdir())
     assert names == sorted(f"{stem}.{kind}" for stem in stems for kind in ("png", "svg"))
     assert (finished_run.folder / "figures" / f"{stems[0]}.png").stat().st_size > 10_000
-
-
-def test_values_with_intervals():
-    accuracy = {"accuracy": 0.9123, "accuracy_low": 0.9, "accuracy_high": 0.92}
-    assert with_interval(accuracy, METRICS["accuracy"]) == "91.23 [90.0, 92.0]"
-    assert with_interval({"luts": 80}, METRICS["luts"]) == "80"

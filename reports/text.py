@@ -1,0 +1,23 @@
+"""Figures and names as reports write them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from dse.metrics import Metric
+
+
+def with_interval(record: Mapping[Hashable, Any], of: Metric) -> str:
+    """``91.23 [90.0, 92.4]``: the value as shown, and its 95 % interval where it has one."""
+    factor = 100 if of.percent else 1
+    value = factor * record[of.name]
+    text = f"{value:.2f}" if of.percent or value != int(value) else f"{value:.0f}"
+    low, high = (float(record.get(f"{of.name}_{end}", "nan")) for end in ("low", "high"))
+    return text if math.isnan(low) else f"{text} [{factor * low:.1f}, {factor * high:.1f}]"
+
+
+def pair_label(row: Any) -> str:
+    """``e2m1``, or ``e2m1/int8`` where weights and activations differ; *row* has both as attributes."""
+    return str(row.weights) if row.weights == row.activations else f"{row.weights}/{row.activations}"

@@ -1,0 +1,15 @@
+from types import SimpleNamespace
+
+from dse.metrics import METRICS
+from reports.text import pair_label, with_interval
+
+
+def test_values_with_intervals():
+    accuracy = {"accuracy": 0.9123, "accuracy_low": 0.9, "accuracy_high": 0.92}
+    assert with_interval(accuracy, METRICS["accuracy"]) == "91.23 [90.0, 92.0]"
+    assert with_interval({"luts": 80}, METRICS["luts"]) == "80"
+
+
+def test_equal_formats_are_named_once():
+    assert pair_label(SimpleNamespace(weights="e2m1", activations="e2m1")) == "e2m1"
+    assert pair_label(SimpleNamespace(weights="e2m1", activations="int8")) == "e2m1/int8"
