@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -59,7 +60,7 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
         )
     xs, ys = scaled(front.rows[x.name], x), scaled(front.rows[y.name], y)
     # Between two members only the worse in x can be had: to the left where less is better.
-    side = "pre" if x.maximise else "post"
+    side: Literal["pre", "post"] = "pre" if x.maximise else "post"
     axes.step(xs, ys, where=side, color=FRONT_OF_ALL, linewidth=1.2, label="Pareto front", zorder=0)
     for index, (row, px, py) in enumerate(zip(front.rows.itertuples(), xs, ys, strict=True)):
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
