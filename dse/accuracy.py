@@ -24,7 +24,8 @@ from dse.workloads import ImageSet, Workload, load_workload, top1_accuracy
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format
 from quantizers.prepare import PreparedModel, prepare
-from quantizers.quantize import LayerSummary, QuantizationSettings, layer_summary, quantize
+from quantizers.quantize import LayerSummary, QuantizationSettings, layer_summary
+from quantizers.recipes import Recipe, quantize_by, rewritten
 
 _CACHE = "accuracy"
 
@@ -124,8 +125,9 @@ def float_accuracy(point: DesignPoint, source: Source) -> Figure:
 
 def _measure(point: DesignPoint, source: Source) -> Quality:
     workload = _workload(_Origin.of(point, source))
-    prepared = _prepared(_Origin.of(point, source), point.seed)
-    quantized = quantize(prepared, settings_of(point))
+    recipe = Recipe.parse(point.recipe)
+    prepared = _prepared(_Origin.of(point, source), point.seed, recipe.rewrites)
+    quantized = quantize_by(prepared, settings_of(point), recipe)
     correct = answers(quantized, workload.evaluation)
     float_answers = _float_answers(point, source)
     layers = layer_summary(quantized)
@@ -178,7 +180,7 @@ class _Origin:
         return cls(point.workload, source, point.calibration_images, point.evaluation_images)
 
 
-# Points of one workload run together, so one network at a time is enough.
+# Points of one workload and recipe run together, so one network at a time is enough.
 @lru_cache(maxsize=1)
 def _workload(origin: _Origin) -> Workload:
     workload = load_workload(
@@ -197,10 +199,11 @@ def _workload(origin: _Origin) -> Workload:
 
 
 @lru_cache(maxsize=1)
-def _prepared(origin: _Origin, seed: int) -> PreparedModel:
+def _prepared(origin: _Origin, seed: int, rewrites: Recipe) -> PreparedModel:
     workload = _workload(origin)
     images = workload.calibration
-    return prepare(workload.model, (inputs for inputs, _ in images.batches(_batch_size(images))), seed=seed)
+    batches = (inputs for inputs, _ in images.batches(_batch_size(images)))
+    return rewritten(prepare(workload.model, batches, seed=seed), rewrites)
 
 
 def _float_answers(point: DesignPoint, source: Source) -> Answers:

@@ -16,7 +16,8 @@ class DesignPoint:
 
     Every field is a column of the result table. ``edge_format`` is the format of the first and the
     last layer; ``calibration_images`` and ``evaluation_images`` are counts (``None``: all there are);
-    ``percentile`` is ``None`` where the activation scale does not use one.
+    ``percentile`` is ``None`` where the activation scale does not use one; ``recipe`` is how weights are
+    chosen, as :class:`quantizers.recipes.Recipe` writes it.
     """
 
     workload: str
@@ -29,6 +30,7 @@ class DesignPoint:
     percentile: float | None
     bias: str
     unsigned_activations: bool
+    recipe: str
     calibration_images: int | None
     evaluation_images: int | None
     block: str

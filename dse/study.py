@@ -19,6 +19,7 @@ from dse.workloads import check_workload
 from hw.blocks import ANCHOR_DOT_LENGTH, BLOCKS
 from quantizers.errors import UsageError, unknown_choice
 from quantizers.formats import IntegerFormat, ScalarFormat, minifloat_splits, parse_scalar_format
+from quantizers.recipes import ROUND, Recipe
 
 # The anchor study's choice (arXiv 2311.12359).
 DEFAULT_PERCENTILE = 99.999
@@ -46,6 +47,11 @@ def _known(kind: str, choices: Iterable[str]) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _known_recipe(text: Any) -> Any:
+    return str(Recipe.parse(text)) if isinstance(text, str) else text
+
+
+RecipeText = Annotated[str, BeforeValidator(_known_recipe)]
 FormatName = Annotated[str, BeforeValidator(_known_format)]
 MetricName = Annotated[str, _known("metric", METRICS)]
 PartName = Annotated[str, _known("part", PARTS)]
@@ -129,6 +135,7 @@ class QuantizationChoice(_Section):
     percentile: Annotated[float, Field(gt=0, le=100)] | None = None
     bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed)] = ["fixed"]
     unsigned_activations: bool = True
+    recipe: Annotated[list[RecipeText], BeforeValidator(_listed)] = [ROUND]
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> QuantizationChoice:
@@ -221,8 +228,10 @@ class Study(_Section):
             check_point(point)
 
     def points(self) -> list[DesignPoint]:
-        """Every design point, in the order in which they run (all of one workload together)."""
+        """Every design point, in the order in which they run (all of one workload and
+        recipe together, since they share what the recipe makes of the float network)."""
         q, h = self.quantization, self.hardware
+        recipes = dict.fromkeys(q.recipe)
         variants = list(itertools.product(q.integer_weights, q.weight_scale, q.activation_scale, q.bias))
         return [
             DesignPoint(
@@ -236,6 +245,7 @@ class Study(_Section):
                 percentile=(q.percentile or DEFAULT_PERCENTILE) if activation_scale == "percentile" else None,
                 bias=bias,
                 unsigned_activations=q.unsigned_activations,
+                recipe=recipe,
                 calibration_images=workload.calibration_images,
                 evaluation_images=workload.evaluation_images,
                 block=h.block,
@@ -244,6 +254,7 @@ class Study(_Section):
                 seed=self.seed,
             )
             for workload in self.workloads
+            for recipe in recipes
             for weights, activations in self.formats.resolve()
             for integer_weights, weight_scale, activation_scale, bias in variants
         ]

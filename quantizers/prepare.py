@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from quantizers.calibration import TensorStatistics, collect_statistics
 from quantizers.errors import BitfrontError, UsageError
 from quantizers.folding import fold_batch_norms, is_plain, use_plain_convolutions
 from quantizers.formats import ScalarFormat
+from quantizers.moments import Moments, float_moments
 from quantizers.nonnegative import Signs
 from quantizers.recording import Entry, Exit, Operation, Recording, record
 from quantizers.scales import weight_scales
@@ -79,13 +81,23 @@ class PreparedModel:
         statistics: per layer, one sample for each input.
         float_products: modules whose convolutions or matrix products stay in float, because they
             are not computed by a layer that can be replaced.
+        batches: the calibration data.
+        seed: of what is sampled from it.
     """
 
     model: nn.Module
     layers: tuple[ComputeLayer, ...]
     statistics: dict[str, tuple[TensorStatistics, ...]]
     float_products: tuple[str, ...]
+    batches: tuple[Tensor, ...]
+    seed: int
     _weight_scales: dict[tuple[str, str, str], npt.NDArray[np.float32]] = field(default_factory=dict)
+
+    @cached_property
+    def moments(self) -> dict[str, Moments]:
+        """The second moments of the inputs of every layer with weights, in the float network."""
+        weighted = [layer.name for layer in self.layers if layer.weights]
+        return float_moments(self.model, weighted, self.batches, self.seed)
 
     def weight_scales(self, layer: str, fmt: ScalarFormat, criterion: str) -> npt.NDArray[np.float32]:
         """The scales of a layer's weights, one per output channel; searched once, then remembered."""
@@ -130,7 +142,9 @@ def prepare(model: nn.Module, calibration_batches: Iterable[Tensor], *, seed: in
     statistics = collect_statistics(prepared, [layer.name for layer in layers], batches, seed)
     _check_inputs(statistics)
     _check_signs(layers, statistics)
-    return PreparedModel(prepared, layers, statistics, _float_products(prepared, recording))
+    return PreparedModel(
+        prepared, layers, statistics, _float_products(prepared, recording), tuple(batches), seed
+    )
 
 
 def _check_batches(batches: list[Tensor]) -> None:

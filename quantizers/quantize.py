@@ -180,11 +180,38 @@ def _weighted(
     if fixed:
         # A tensor is all that the layer needs, and what keeps Brevitas from comparing C x C scales.
         quantized.bias_quant.skip_create_quant_tensor = True  # type: ignore[union-attr]
-    bias_terms = 0
-    if bias is not None:
-        largest_product = fmt.maximum * activation.maximum * scale * scales.double()
-        bias_terms = math.ceil(float((bias.double().abs() / largest_product).max()))
-    return quantized, _summary(layer, fmt, activation, bias_terms)
+    return quantized, _summary(layer, fmt, activation, _bias_terms(quantized, fmt, activation))
+
+
+def weight_scale(layer: nn.Module) -> Tensor:
+    """The scales of a quantized layer's weights, one per output channel, with as many axes as the weight."""
+    scale: Tensor = layer.weight_quant.tensor_quant.scale  # type: ignore[union-attr, assignment]
+    return scale.detach()
+
+
+def input_scale(layer: nn.Module) -> float:
+    """The scale of a quantized layer's input."""
+    proxy = layer.input_quant.fused_activation_quant_proxy  # type: ignore[union-attr]
+    return float(proxy.tensor_quant.scale)  # type: ignore[union-attr, arg-type]
+
+
+def summarize(quantized: QuantizedModel) -> None:
+    """Bring the summaries up to date with biases that have been changed since."""
+    quantized.layers = [
+        replace(layer, bias_terms=_bias_terms(module, layer.weight_format, layer.activation_format))
+        if layer.weights
+        else layer
+        for layer in quantized.layers
+        for module in [quantized.network.get_submodule(layer.name)]
+    ]
+
+
+def _bias_terms(layer: nn.Module, fmt: ScalarFormat, activation: ScalarFormat) -> int:
+    if layer.bias is None:
+        return 0
+    steps = input_scale(layer) * weight_scale(layer).double().flatten()
+    largest_product = fmt.maximum * activation.maximum * steps
+    return math.ceil(float((layer.bias.double().abs() / largest_product).max()))  # type: ignore[operator]
 
 
 def _used_range(stored: ScalarFormat, settings: QuantizationSettings) -> ScalarFormat:

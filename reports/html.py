@@ -25,8 +25,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _TABLE_COLUMNS = (
     "workload", "weights", "activations", "family", "accuracy", "accuracy_drop_points", "luts", "lut_cells",
     "carries", "ffs", "accumulator_bits", "logic_delay_ns", "weight_memory_kib", "mac_weights",
-    "mac_activations", "integer_weights", "weight_scale",
-    "activation_scale", "bias",
+    "mac_activations", "recipe", "integer_weights",
+    "weight_scale", "activation_scale", "bias",
 )  # fmt: skip
 
 # Left out of the hover text where they are zero; the table has them.
@@ -179,6 +179,7 @@ def _hover(record: Mapping[Hashable, Any]) -> str:
         if not (value is None or pd.isna(value) or (value == 0 and of.name in _MOSTLY_ZERO)):
             lines.append(f"{of.label}: {with_interval(record, of)}  ({record[of.name + '_provenance']})")
     lines.append(f"MAC costed: {record['mac_weights']} x {record['mac_activations']}")
+    lines.append(f"recipe: {record['recipe']}")
     lines.append(f"scales: weights {record['weight_scale']}, activations {record['activation_scale']}")
     return "<br>".join(lines)
 

@@ -48,6 +48,7 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
             best = candidates.sort_values(["selection_accuracy", "luts"], ascending=[False, True]).iloc[0]
             row[str(family)] = {
                 "pair": pair_label(best),
+                "recipe": str(best["recipe"]),
                 "candidates": len(candidates),
                 "accuracy": with_interval(best.to_dict(), METRICS["held_out_accuracy"]),
                 "luts": f"{best['luts']:.0f}",

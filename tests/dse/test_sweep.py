@@ -1,9 +1,12 @@
 import os
 import random
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 
 import pandas as pd
 import pytest
@@ -11,6 +14,7 @@ import pytest
 from dse.engine import LocalEngine
 from dse.study import Study
 from dse.sweep import Silent, load_run, run
+from quantizers.errors import UsageError
 
 # What may differ between two runs of one study.
 VOLATILE = ["wall_seconds", "finished_at", "host"]
@@ -19,8 +23,8 @@ STUDY = """
 name = "t"
 [[workloads]]
 name = "fmnist-resnet"
-calibration_images = 64
-evaluation_images = 100
+calibration_images = 16
+evaluation_images = 50
 [formats]
 families = ["integer", "minifloat"]
 bits = [3, 4]
@@ -144,25 +148,68 @@ def sweep_process(folder, cache):
     environment = {**os.environ, "BITFRONT_CACHE": str(cache)}
     command = [sys.executable, "-m", "dse.cli", "sweep", str(folder / "t.toml"), "--out", str(folder / "run")]
     return subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [*command, "--workers", "2"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
-def test_killed_three_times_and_continued_equals_undisturbed(tmp_path):
+def stored_rows(folder):
+    """What another process has written so far, read without touching it."""
+    file = folder / "run" / "results.sqlite"
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as connection:
+            return set(connection.execute("SELECT key, metrics, finished_at FROM results"))
+    except sqlite3.OperationalError:  # not there yet, or being made
+        return set()
+
+
+def kill_after(process, folder, rows):
+    """Kill the sweep as soon as its folder holds so many rows; gives those that are there after."""
+    deadline = time.monotonic() + 300
+    while len(stored_rows(folder)) < rows and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, log = process.communicate()
+    assert process.returncode == -signal.SIGKILL, log
+    return stored_rows(folder)
+
+
+def test_killed_three_times_and_continued_equals_undisturbed(tmp_path, monkeypatch):
+    (tmp_path / "t.toml").write_text(STUDY)
+    study = Study.load(tmp_path / "t.toml")
+    kept = set()
+    for rows in sorted(random.Random(5).sample(range(1, 5), 3)):
+        before = kept
+        process = sweep_process(tmp_path, tmp_path / "cache")
+        kept = kill_after(process, tmp_path, max(rows, len(before) + 1))
+        assert before < kept
+        assert 0 < len(kept) < 7
     tables = {}
-    rng = random.Random(5)
-    for name in ("undisturbed", "killed"):
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "t.toml").write_text(STUDY)
-        if name == "killed":
-            for _ in range(3):
-                process = sweep_process(folder, tmp_path / f"cache-{name}")
-                time.sleep(rng.uniform(4, 12))
-                process.send_signal(signal.SIGKILL)
-                process.communicate()
-        process = sweep_process(folder, tmp_path / f"cache-{name}")
-        assert process.wait(timeout=300) == 0, process.stderr.read()
-        tables[name] = load_run(folder / "run").table().drop(columns=VOLATILE)
-    assert len(tables["killed"]) == 7
-    pd.testing.assert_frame_equal(tables["killed"], tables["undisturbed"])
+    for folder, cache in (("run", "cache"), ("undisturbed", "another cache")):
+        monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path / cache))
+        with LocalEngine(2) as engine:
+            tables[folder] = run(study, tmp_path / folder, engine=engine).table().drop(columns=VOLATILE)
+    assert kept < stored_rows(tmp_path)
+    assert len(tables["run"]) == len(stored_rows(tmp_path)) == 7
+    pd.testing.assert_frame_equal(tables["run"], tables["undisturbed"])
+
+
+def test_another_study_in_the_same_folder_is_refused(finished_run, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run.folder, folder)
+    before = contents(folder)
+    other = finished_run.study.model_copy(update={"name": "other"})
+    with pytest.raises(UsageError) as caught:
+        run(other, folder)
+    assert str(caught.value) == (
+        f"{str(folder)!r} holds the run of study 'small', not of 'other'; choose another --out"
+    )
+    assert caught.value.expected == ["an empty folder", "a folder of study 'other'"]
+    assert contents(folder) == before
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -61,6 +61,23 @@ def wrong_logits():
 def wrong_label():
     return MODEL, DATA, DATA, torch.arange(12)
 
+def negative_label():
+    return MODEL, DATA, DATA, -torch.arange(12)
+
+def two_outputs():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+    return Two(), DATA, DATA, torch.arange(3).repeat(4)
+
+def unseeded():
+    torch.seed()
+    return nn.Linear(3, 3), DATA, DATA, torch.arange(3).repeat(4)
+
+def seeded():
+    torch.manual_seed(1)
+    return nn.Linear(3, 3), DATA, DATA, torch.arange(3).repeat(4)
+
 def unlabelled():
     images = ImageSet(DATA)
     return Workload("mine", "three pixels", "by hand", "the unit vectors", MODEL, images, images)
@@ -70,7 +87,7 @@ def fails():
 """
 FUNCTIONS = (
     "good, described, too_few, not_a_tuple, not_a_model, not_tensors, other_length, other_shapes, "
-    "wrong_inputs, wrong_logits, wrong_label, unlabelled, fails"
+    "wrong_inputs, wrong_logits, wrong_label, negative_label, two_outputs, unseeded, seeded, unlabelled, fails"
 )
 
 
@@ -128,6 +145,8 @@ def test_a_returned_workload_keeps_its_description(mine: Path) -> None:
         ),
         ("wrong_logits", ": one input must give logits of shape (1, classes), not (3,)"),
         ("wrong_label", ": label 11 is not one of the model's 3 classes"),
+        ("negative_label", ": label -11 is not one of the model's 3 classes"),
+        ("two_outputs", ": one input must give logits of shape (1, classes), not tuple"),
         (
             "unlabelled",
             ": the evaluation set has no labels, expected one int64 class for each input",
@@ -163,6 +182,18 @@ def test_fingerprint_follows_source_weights_and_data(mine: Path) -> None:
     assert changed != after
     module.MODEL.register_forward_hook(lambda *_: torch.ones(1, 3))
     assert workload_fingerprint("my_networks:good") != changed
+
+
+def test_a_model_drawn_without_a_seed_has_another_fingerprint_at_each_call(mine: Path) -> None:
+    prints = [str(load_workload("my_networks:unseeded").fingerprint) for _ in range(3)]
+    assert len({*prints, workload_fingerprint("my_networks:unseeded")}) == 4
+    assert load_workload("my_networks:seeded").fingerprint == workload_fingerprint("my_networks:seeded")
+
+
+def test_fingerprint_does_not_follow_the_counts(mine: Path) -> None:
+    """Points with other counts are told apart by the counts themselves."""
+    few = load_workload("my_networks:good", calibration_images=1, evaluation_images=2)
+    assert few.fingerprint == workload_fingerprint("my_networks:good")
 
 
 def test_unknown_names_get_the_nearest() -> None:

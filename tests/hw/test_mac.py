@@ -122,6 +122,7 @@ ALL_PAIRS = [
     *("e2m1 e2m1", "e3m2 e3m2", "e4m3 e4m3", "e5m2 e5m2", "int4 int4", "int8 int8"),
     *("int4 int8", "e2m1 int8", "e2m1 e4m3", "int8 uint8", "e4m3 uint8", "int8 e4m3", "e4m3 e5m2"),
     *("ternary int8", "e1m6 e2m5", "e5m0 ue3m4", "uint8 uint8"),
+    *("int3n uint3", "int4n uint4", "e2m1 ue2m2", "e4m3 ue4m4"),
 ]
 
 
@@ -150,7 +151,7 @@ def test_every_operand_pair_of_every_format(fmt):
     assert_every_pair_is_exact(fmt, fmt.unsigned_counterpart)
 
 
-@pytest.mark.parametrize("pair", ["int8 int8", "e4m3 e4m3", "e5m2 e5m2"])
+@pytest.mark.parametrize("pair", ["int8 int8", "e4m3 e4m3", "e5m2 e5m2", "int8 uint8", "e4m3 ue4m4"])
 def test_longest_dot_products_of_extreme_codes(pair):
     """The exact width is just enough: sums of 4608 extreme products, then random ones, and back-pressure."""
     weights, activations = formats_of(pair)

@@ -1,0 +1,109 @@
+"""A layer's rounding problem: weights, their grid, and the second moments of the inputs.
+
+A layer of ``groups`` groups is that many independent problems ``y = W x`` with ``W`` of ``(channels,
+features)``. With inputs ``x`` of the float network and ``x'`` of the quantized one, what a rounding ``Q``
+costs is a quadratic of
+
+    gram = E[x' x'^T],  cross = E[x' x^T]:   E|Q x' - W x|^2 = tr(Q gram Q^T - 2 Q cross W^T) + constant
+
+so no step needs the inputs themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from quantizers.formats import ScalarFormat
+from quantizers.moments import Array, Moments
+from quantizers.rounding import round_scaled
+
+
+@dataclass(eq=False)
+class LayerProblem:
+    """What the steps of a recipe work on, one layer at a time.
+
+    Attributes:
+        name: of the layer.
+        fmt: of the weights.
+        scales: ``(groups, channels)``, frozen.
+        weights: ``(groups, channels, features)``: those of the float network.
+        rounded: the weights on the grid as they stand; at first rounded to nearest.
+        bias_shift: ``(groups, channels)``: what is to be added to the bias.
+        float_moments: with the float network's own inputs (``cross`` equals ``gram``).
+        moments: with the inputs in the network quantized so far; ``None`` where no step asks for it.
+    """
+
+    name: str
+    fmt: ScalarFormat
+    scales: npt.NDArray[np.float32]
+    weights: Array
+    rounded: Array
+    bias_shift: Array
+    float_moments: Moments
+    moments: Moments | None
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        weight: Tensor,
+        groups: int,
+        fmt: ScalarFormat,
+        scales: Tensor,
+        float_moments: Moments,
+        moments: Moments | None,
+    ) -> LayerProblem:
+        """The problem of a layer's weight ``(out, in / groups, ...)`` with scales of one per out."""
+        channels = weight.shape[0] // groups
+        shape = (groups, channels, -1)
+        weights = weight.detach().double().reshape(shape).numpy().copy()
+        problem = cls(
+            name=name,
+            fmt=fmt,
+            scales=scales.detach().float().reshape(groups, channels).numpy().copy(),
+            weights=weights,
+            rounded=weights,
+            bias_shift=np.zeros((groups, channels)),
+            float_moments=float_moments,
+            moments=moments,
+        )
+        problem.rounded = problem.nearest(weights)
+        return problem
+
+    def nearest(self, values: Array) -> Array:
+        """*values* ``(groups, channels, features)`` on the grid."""
+        flat = values.reshape(-1, values.shape[-1])
+        return round_scaled(flat, self.fmt, self.scales.reshape(-1)).astype(np.float64).reshape(values.shape)
+
+    def moments_of(self, inputs: str) -> Moments:
+        """The moments with ``float`` or ``quantized`` inputs."""
+        if inputs == "float" or self.moments is None:
+            return self.float_moments
+        return self.moments
+
+    def error(self, inputs: str = "quantized") -> float:
+        """``E|Q x' - W x|^2 / E|W x|^2`` over all channels, for the weights as they stand."""
+        m, f = self.moments_of(inputs), self.float_moments
+        q, w = self.rounded, self.weights
+        energy = float(np.einsum("gci,gij,gcj->", w, f.gram, w, optimize=True))
+        both = np.einsum("gci,gij,gcj->", q, m.gram, q, optimize=True)
+        mixed = np.einsum("gci,gij,gcj->", q, m.cross, w, optimize=True)
+        return float(both - 2 * mixed + energy) / energy if energy > 0 else 0.0
+
+
+def damped(moments: Moments, damping: float, target: str) -> tuple[Array, Array]:
+    """``gram`` and ``cross`` with *damping* times the mean of the diagonal added to both diagonals.
+
+    Both, so that weights which are right as they are stay so. Target ``layer`` makes cross the gram:
+    what the layer's own float weights would make of its inputs.
+    """
+    features = moments.gram.shape[-1]
+    level = damping * np.trace(moments.gram, axis1=1, axis2=2) / features
+    # An input that is always zero everywhere: any positive level will do.
+    ridge = np.where(level > 0, level, 1.0)[:, None, None] * np.eye(features)
+    gram = moments.gram + ridge
+    return gram, gram if target == "layer" else moments.cross + ridge

@@ -1,0 +1,169 @@
+"""What a point is worth: checks before work, the datapath that is costed, too short accumulators."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from dse import accuracy
+from dse.accuracy import Source, quality_of
+from dse.costing import cost_of_block
+from dse.environment import tool_versions
+from dse.evaluation import (
+    DotLengthError,
+    Task,
+    check_point,
+    costliest,
+    evaluate,
+    float_accuracy,
+)
+from dse.metrics import METRICS, Figure, Provenance
+from dse.study import Study
+from dse.workloads import workload_fingerprint
+from quantizers.errors import BitfrontError, UsageError
+
+(POINT,) = Study.parse(
+    {
+        "name": "t",
+        "workloads": [{"name": "fmnist-resnet", "calibration_images": 16, "evaluation_images": 20}],
+        "formats": {"pairs": [["int4", "int4"]]},
+        "hardware": {"dot_length": 1024},
+    }
+).points()
+SIGNED_WANTED = "give the signed format; inputs never negative lose the sign bit"
+
+
+@pytest.fixture(autouse=True)
+def fresh_networks() -> Iterator[None]:
+    """No network that another test has loaded, and none left for the next one."""
+    for memory in (accuracy._workload, accuracy._prepared):
+        memory.cache_clear()
+    yield
+    for memory in (accuracy._workload, accuracy._prepared):
+        memory.cache_clear()
+
+
+def _task(**changes: Any) -> Task:
+    point = replace(POINT, **changes)
+    return Task(point, Source(None, workload_fingerprint(point.workload)), tool_versions())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"weights": "e4m3fn"},
+            "weights has codes for NaN or infinity, which this datapath cannot carry: e4m3fn",
+        ),
+        (
+            {"activations": "e4m3fn"},
+            "activations has codes for NaN or infinity, which this datapath cannot carry: e4m3fn",
+        ),
+        (
+            {"activations": "e5m2ieee"},
+            "activations has codes for NaN or infinity, which this datapath cannot carry: e5m2ieee",
+        ),
+        ({"weights": "uint8"}, f"weights cannot be uint8: {SIGNED_WANTED}"),
+        ({"activations": "uint8"}, f"activations cannot be uint8: {SIGNED_WANTED}"),
+        ({"edge_format": "ue4m3"}, f"edge_weights cannot be ue4m3: {SIGNED_WANTED}"),
+        ({"activations": "ternary"}, "activations cannot be ternary, which is for weights"),
+        ({"edge_format": "ternary"}, "edge_activations cannot be ternary, which is for weights"),
+        (
+            {"weights": "mxfp4"},
+            "'mxfp4' shares scales between elements; a scalar format is needed here, such as 'e4m3'",
+        ),
+        ({"bias": "rounded"}, "unknown bias 'rounded'; expected one of: fixed, float"),
+        ({"percentile": 0.0}, "percentile must be above 0 and at most 100, not 0.0"),
+        ({"block": "mca"}, "unknown block 'mca' (did you mean 'mac'?); expected one of: mac"),
+        ({"dot_length": 0}, "dot_length must be a positive integer, not 0"),
+    ],
+)
+def test_what_cannot_be_done_is_told_before_work(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_point(replace(POINT, **changes))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "unsigned"),
+    [("int4", "int4", True), ("ternary", "e4m3", True), ("e5m2", "int8", False), ("int8n", "e3m0", True)],
+)
+def test_what_can_be_done_passes(weights: str, activations: str, unsigned: bool) -> None:
+    check_point(replace(POINT, weights=weights, activations=activations, unsigned_activations=unsigned))
+
+
+def test_tasks_are_known_by_point_tools_and_data() -> None:
+    task = _task()
+    assert task.key == POINT.key(tools=tool_versions(), data=workload_fingerprint("fmnist-resnet"))
+    others = {
+        replace(task, point=replace(POINT, seed=1)).key,
+        replace(task, tools={}).key,
+        replace(task, source=Source(None, "other")).key,
+    }
+    assert len({task.key, *others}) == 4
+    assert replace(task, source=replace(task.source, data="elsewhere")).key == task.key
+
+
+SMALL, LARGE = ("int2", "int2"), ("int4", "int5")
+
+
+@pytest.mark.parametrize("pairs", [[SMALL, LARGE], [LARGE, SMALL], [LARGE]])
+def test_the_larger_datapath_is_the_one_that_counts(pairs: list[tuple[str, str]]) -> None:
+    cost = costliest(replace(POINT, dot_length=16), pairs)
+    small, large = (
+        cost_of_block("mac", *pair, {"dot_length": 16}, part="xc7z020") for pair in (SMALL, LARGE)
+    )
+    assert small.metrics["luts"].value < large.metrics["luts"].value
+    assert cost == large
+
+
+def test_a_datapath_too_short_for_the_network() -> None:
+    # 864 products of 96 channels x 3 x 3, and a bias worth 6.4 of the largest.
+    with pytest.raises(DotLengthError) as caught:
+        evaluate(_task(dot_length=870))
+    assert str(caught.value) == (
+        "fmnist-resnet sums up to 871 products (bias included), the datapath only dot_length = 870; "
+        "set hardware.dot_length to 871 or more"
+    )
+    assert isinstance(caught.value, BitfrontError)
+
+
+def test_a_network_without_attention() -> None:
+    task = _task(dot_length=871)
+    evaluation = evaluate(task)
+    quality = quality_of(task.point, task.source)
+    cost = cost_of_block("mac", "int4n", "uint4", {"dot_length": 871}, part="xc7z020")
+    assert quality.weight_pairs == [("int4n", "uint4")]
+    assert "activation_product_luts" not in evaluation.metrics
+    assert evaluation.metrics == {**quality.metrics, **cost.metrics}
+    assert set(evaluation.metrics) <= set(METRICS)
+    assert evaluation.details == {
+        "calibration_images_used": 16,
+        "evaluation_images_used": 20,
+        "float_products": "",
+        "longest_dot_product": 871,
+        "mac_weights": "int4n",
+        "mac_activations": "uint4",
+        "synthesis": (
+            f"yosys {cost.tools['yosys']}, flags -family xc7 -nodsp -noiopad -noclkbuf -flatten -nosrl "
+            "-nobram -nolutram, part xc7"
+        ),
+    }
+    assert float_accuracy(task) == evaluation.metrics["float_accuracy"]
+
+
+def test_attention_is_costed_beside_the_weight_layers() -> None:
+    task = _task(workload="fmnist-vit")
+    evaluation = evaluate(task)
+    quality = quality_of(task.point, task.source)
+    assert quality.weight_pairs == [("int4n", "int4")]
+    assert quality.activation_pairs == [("int4", "int4"), ("int4", "uint4")]
+    products = [
+        cost_of_block("mac", *pair, {"dot_length": 1024}, part="xc7z020") for pair in quality.activation_pairs
+    ]
+    largest = max(cost.metrics["luts"].value for cost in products)
+    assert evaluation.metrics["activation_product_luts"] == Figure(largest, Provenance.MEASURED)
+    assert (evaluation.details["mac_weights"], evaluation.details["mac_activations"]) == ("int4n", "int4")
