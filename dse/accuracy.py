@@ -126,7 +126,8 @@ def float_accuracy(point: DesignPoint, source: Source) -> Figure:
 def _measure(point: DesignPoint, source: Source) -> Quality:
     workload = _workload(_Origin.of(point, source))
     recipe = Recipe.parse(point.recipe)
-    prepared = _prepared(_Origin.of(point, source), point.seed, recipe.rewrites)
+    calibration = _Calibration(point.calibration_images, point.seed)
+    prepared = _prepared(_Origin.of(point, source), calibration, recipe.rewrites)
     quantized = quantize_by(prepared, settings_of(point), recipe)
     correct = answers(quantized, workload.evaluation)
     float_answers = _float_answers(point, source)
@@ -151,7 +152,7 @@ def _measure(point: DesignPoint, source: Source) -> Quality:
         activation_pairs=_formats(products),
         terms=max(layer.dot_length + layer.bias_terms for layer in [*inner, *products]),
         details={
-            "calibration_images_used": len(workload.calibration),
+            "calibration_images_used": sum(len(batch) for batch in prepared.batches),
             "evaluation_images_used": len(workload.evaluation),
             "float_products": ", ".join(prepared.float_products),
         },
@@ -172,12 +173,19 @@ class _Origin:
 
     workload: str
     source: Source
-    calibration_images: int | None
     evaluation_images: int | None
 
     @classmethod
     def of(cls, point: DesignPoint, source: Source) -> _Origin:
-        return cls(point.workload, source, point.calibration_images, point.evaluation_images)
+        return cls(point.workload, source, point.evaluation_images)
+
+
+@dataclass(frozen=True)
+class _Calibration:
+    """What decides which images calibrate the network, and what is drawn from them."""
+
+    images: int | None
+    seed: int
 
 
 # Points of one workload and recipe run together, so one network at a time is enough.
@@ -186,7 +194,6 @@ def _workload(origin: _Origin) -> Workload:
     workload = load_workload(
         origin.workload,
         data=None if origin.source.data is None else Path(origin.source.data),
-        calibration_images=origin.calibration_images,
         evaluation_images=origin.evaluation_images,
     )
     if workload.fingerprint not in (None, origin.source.fingerprint):
@@ -199,11 +206,11 @@ def _workload(origin: _Origin) -> Workload:
 
 
 @lru_cache(maxsize=1)
-def _prepared(origin: _Origin, seed: int, rewrites: Recipe) -> PreparedModel:
+def _prepared(origin: _Origin, calibration: _Calibration, rewrites: Recipe) -> PreparedModel:
     workload = _workload(origin)
-    images = workload.calibration
+    images = workload.calibration.drawn(calibration.images, calibration.seed, "calibration_images")
     batches = (inputs for inputs, _ in images.batches(_batch_size(images)))
-    return rewritten(prepare(workload.model, batches, seed=seed), rewrites)
+    return rewritten(prepare(workload.model, batches, seed=calibration.seed), rewrites)
 
 
 def _float_answers(point: DesignPoint, source: Source) -> Answers:

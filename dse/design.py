@@ -16,6 +16,7 @@ class DesignPoint:
 
     Every field is a column of the result table. ``edge_format`` is the format of the first and the
     last layer; ``calibration_images`` and ``evaluation_images`` are counts (``None``: all there are);
+    ``seed`` draws the calibration images and what is sampled from them;
     ``percentile`` is ``None`` where the activation scale does not use one; ``recipe`` is how weights are
     chosen, as :class:`quantizers.recipes.Recipe` writes it.
     """

@@ -172,7 +172,7 @@ class Study(_Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     description: str = ""
-    seed: int = Field(0, ge=0)
+    seed: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)] = [0]
     workloads: Annotated[list[WorkloadChoice], Field(min_length=1)]
     formats: FormatChoice
     quantization: QuantizationChoice = QuantizationChoice()
@@ -228,8 +228,8 @@ class Study(_Section):
             check_point(point)
 
     def points(self) -> list[DesignPoint]:
-        """Every design point, in the order in which they run (all of one workload and
-        recipe together, since they share what the recipe makes of the float network)."""
+        """Every design point, in the order in which they run: all of one workload, seed and recipe
+        together, since they share what the recipe makes of the float network."""
         q, h = self.quantization, self.hardware
         recipes = dict.fromkeys(q.recipe)
         variants = list(itertools.product(q.integer_weights, q.weight_scale, q.activation_scale, q.bias))
@@ -251,10 +251,10 @@ class Study(_Section):
                 block=h.block,
                 dot_length=h.dot_length,
                 part=h.part,
-                seed=self.seed,
+                seed=seed,
             )
             for workload in self.workloads
-            for recipe in recipes
+            for seed, recipe in itertools.product(dict.fromkeys(self.seed), recipes)
             for weights, activations in self.formats.resolve()
             for integer_weights, weight_scale, activation_scale, bias in variants
         ]

@@ -17,7 +17,7 @@ from dse.pareto import Front
 from dse.sweep import Run
 from reports.figures import scaled, write_figures
 from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
-from reports.summary import best_by_bits, headlines
+from reports.summary import best_by_bits, headlines, recipe_gains
 from reports.text import pair_label, with_interval
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -61,6 +61,8 @@ def render_report(run: Run) -> str:
         charts=[_chart(table, fronts, front) for front in fronts if front.family == "all"],
         front_lists=fronts,
         in_float=run.layers_in_float,
+        gains=recipe_gains(table) if not table.empty else [],
+        recipes=list(table["recipe"].unique()) if not table.empty else [],
         best=best_by_bits(table) if not table.empty else [],
         families=sorted(table["family"].unique()) if not table.empty else [],
         colours=FAMILY_COLOURS,

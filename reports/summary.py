@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
+from dse.design import DesignPoint
 from dse.metrics import METRICS
+from quantizers.recipes import ROUND
 from reports.text import pair_label, with_interval
 
 
@@ -38,11 +41,11 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
     """The best point of each family at each pair of bit widths, per workload.
 
     Chosen by ``selection_accuracy``, shown with ``held_out_accuracy``: the best of many is too good on
-    the images that chose it. Ties go to fewer LUT6 sites.
+    the images that chose it. Points that differ in nothing but the seed count as one, by their mean.
+    Ties go to fewer LUT6 sites.
     """
-    groups = ["workload", "weight_bits", "activation_bits"]
     rows = []
-    for (workload, weight_bits, activation_bits), points in table.groupby(groups, sort=True):
+    for (workload, weight_bits, activation_bits), points in over_seeds(table).groupby(_WIDTHS, sort=True):
         row: dict[str, Any] = {"workload": workload, "bits": f"W{weight_bits:.0f}A{activation_bits:.0f}"}
         for family, candidates in points.groupby("family"):
             best = candidates.sort_values(["selection_accuracy", "luts"], ascending=[False, True]).iloc[0]
@@ -55,3 +58,55 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
             }
         rows.append(row)
     return rows
+
+
+def recipe_gains(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """What each recipe adds to rounding to nearest, in points of accuracy, by family and bit widths.
+
+    The mean over the family's formats and seeds that have both, so that nothing is chosen by its
+    result; with the standard deviation of these gains where there are several.
+    """
+    if "recipe" not in table or table["recipe"].nunique() < 2 or ROUND not in set(table["recipe"]):
+        return []
+    same = [*_WIDTHS, "family", "weights", "activations", "seed", "weight_scale", "activation_scale",
+            "integer_weights", "bias"]  # fmt: skip
+    base = table[table["recipe"] == ROUND].set_index(same)["accuracy"].rename("rounded")
+    joined = table.join(base, on=same, how="inner")
+    joined["gain"] = 100 * (joined["accuracy"] - joined["rounded"])
+    rows = []
+    for (workload, weight_bits, activation_bits, family), points in joined.groupby([*_WIDTHS, "family"]):
+        cells = {}
+        for recipe, gains in points.groupby("recipe", sort=False)["gain"]:
+            spread = f" \u00b1 {gains.std():.2f}" if len(gains) > 1 else ""
+            cells[str(recipe)] = f"{gains.mean():+.2f}{spread}"
+        rounded = points.loc[points["recipe"] == ROUND, "accuracy"]
+        rows.append(
+            {
+                "workload": workload,
+                "bits": f"W{weight_bits:.0f}A{activation_bits:.0f}",
+                "family": family,
+                "points": len(rounded),
+                "rounded": f"{100 * rounded.mean():.2f}",
+                "gains": cells,
+            }
+        )
+    return rows
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for points that differ in the seed only: means of figures and of their intervals.
+
+    ``accuracy_seed_std`` is the standard deviation of the accuracy over seeds, where there are several.
+    """
+    if "seed" not in table or table["seed"].nunique() < 2:
+        return table
+    numbers = [name for name in table.columns if name.removesuffix("_low").removesuffix("_high") in METRICS]
+    choices = [name for name in _CHOICES if name in table]
+    grouped = table.groupby(choices, sort=False, dropna=False)
+    means = grouped[numbers].mean()
+    means["accuracy_seed_std"] = grouped["accuracy"].std()
+    return means.reset_index()
+
+
+_WIDTHS = ["workload", "weight_bits", "activation_bits"]
+_CHOICES = [name for name in (*(field.name for field in fields(DesignPoint)), "family") if name != "seed"]

@@ -67,6 +67,21 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[:count]
         return replace(self, inputs=self.inputs[:count], labels=labels)
 
+    def drawn(self, count: int | None, seed: int, what: str = "images") -> ImageSet:
+        """*count* images drawn without replacement, in their stored order; all of them for ``None``.
+
+        Raises:
+            UsageError: see :meth:`first`.
+        """
+        count = checked_count(what, count, len(self))
+        if count == len(self):
+            return self
+        chosen = (
+            torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+        )
+        labels = None if self.labels is None else self.labels[chosen]
+        return replace(self, inputs=self.inputs[chosen], labels=labels)
+
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Normalised float32 inputs with their labels, in stored order; the last batch may be smaller.
 
