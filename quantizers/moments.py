@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,15 @@ class Moments:
     cross: Array
     mean: Array
     float_mean: Array
+
+    def centred(self) -> Moments:
+        """The moments about the means: what is left to the weights where a bias takes care of the means."""
+        gram = self.gram - self.mean[:, :, None] * self.mean[:, None, :]
+        if self.cross is self.gram:
+            return replace(self, gram=gram, cross=gram)
+        return replace(
+            self, gram=gram, cross=self.cross - self.mean[:, :, None] * self.float_mean[:, None, :]
+        )
 
 
 class MomentSums:

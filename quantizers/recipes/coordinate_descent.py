@@ -40,7 +40,7 @@ class CoordinateDescent(Step):
         check_range(self.name, "damping", self.damping, 1e-8, 1.0)
 
     def solve(self, problem: LayerProblem) -> None:
-        gram, cross = damped(problem.moments_of(self.inputs), self.damping, self.target)
+        gram, cross = damped(problem.moments_for_weights(self.inputs), self.damping, self.target)
         rounded = problem.rounded.copy()
         residual = problem.weights @ cross.transpose(0, 2, 1) - rounded @ gram
         steps = kernel_steps(problem.fmt.grid)

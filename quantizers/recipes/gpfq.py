@@ -37,7 +37,7 @@ class Gpfq(Step):
         check_range(self.name, "damping", self.damping, 1e-8, 1.0)
 
     def solve(self, problem: LayerProblem) -> None:
-        gram, cross = damped(problem.moments_of(self.inputs), self.damping, "float")
+        gram, cross = damped(problem.moments_for_weights(self.inputs), self.damping, "float")
         rounded = np.empty_like(problem.weights)
         for group in range(len(rounded)):
             columns = column_order(gram[group], self.order)

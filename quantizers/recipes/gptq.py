@@ -46,7 +46,7 @@ class Gptq(Step):
         check_range(self.name, "damping", self.damping, 1e-8, 1.0)
 
     def solve(self, problem: LayerProblem) -> None:
-        gram, cross = damped(problem.moments_of(self.inputs), self.damping, self.target)
+        gram, cross = damped(problem.moments_for_weights(self.inputs), self.damping, self.target)
         start = best_weights(problem.weights, gram, cross)
         rounded = np.empty_like(start)
         for group in range(len(start)):

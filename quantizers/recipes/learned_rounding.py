@@ -58,7 +58,7 @@ class LearnedRounding(Step):
         check_range(self.name, "damping", self.damping, 1e-8, 1.0)
 
     def solve(self, problem: LayerProblem) -> None:
-        gram, cross = damped(problem.moments_of(self.inputs), self.damping, self.target)
+        gram, cross = damped(problem.moments_for_weights(self.inputs), self.damping, self.target)
         wanted = problem.weights @ cross.transpose(0, 2, 1)
         low, high = neighbours(problem.weights, problem.fmt, problem.scales[..., None])
         with torch.enable_grad():

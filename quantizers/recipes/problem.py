@@ -34,6 +34,8 @@ class LayerProblem:
         rounded: the weights on the grid as they stand; at first rounded to nearest.
         bias_shift: ``(groups, channels)``: what is to be added to the bias.
         float_moments: with the float network's own inputs (``cross`` equals ``gram``).
+        mean_is_corrected: with which inputs (``float``, ``quantized``) a later step matches the mean of
+            every output by its bias, so that the weights need not; empty where none does.
         moments: with the inputs in the network quantized so far; ``None`` where no step asks for it.
     """
 
@@ -45,6 +47,7 @@ class LayerProblem:
     bias_shift: Array
     float_moments: Moments
     moments: Moments | None
+    mean_is_corrected: str = ""
 
     @classmethod
     def of(
@@ -84,6 +87,11 @@ class LayerProblem:
         if inputs == "float" or self.moments is None:
             return self.float_moments
         return self.moments
+
+    def moments_for_weights(self, inputs: str) -> Moments:
+        """Those that weights are chosen by: about the means where a bias will match these."""
+        moments = self.moments_of(inputs)
+        return moments.centred() if inputs == self.mean_is_corrected else moments
 
     def error(self, inputs: str = "quantized") -> float:
         """``E|Q x' - W x|^2 / E|W x|^2`` over all channels, for the weights as they stand."""

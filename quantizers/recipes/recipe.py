@@ -187,6 +187,8 @@ def _solve(
         prepared.moments[layer.name],
         moments,
     )
+    if module.bias is not None:
+        problem.mean_is_corrected = next((s.inputs for s in steps if isinstance(s, BiasCorrection)), "")
     for step in steps:
         step.solve(problem)
     module.weight.data.copy_(torch.from_numpy(problem.rounded).reshape(module.weight.shape))

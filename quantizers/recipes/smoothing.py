@@ -11,15 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.folding import replace_modules
-from quantizers.formats import IntegerFormat, ScalarFormat
+from quantizers.formats import IntegerFormat
 from quantizers.moments import group_count, input_rows, output_places
 from quantizers.prepare import PreparedModel, prepare
 from quantizers.recipes.steps import REWRITING, Step, check_range
-from quantizers.scales import largest_value_scale
+from quantizers.scales import weight_scales
 from quantizers.torch_rounding import fake_quantize
 
 _ALPHAS = tuple(tenths / 10 for tenths in range(11))
 _SEARCH_PLACES = 512
+_SEARCH_VALUES = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,9 @@ class SmoothQuant(Step):
 
     The weights are multiplied by it, so the function stays the same. The division is a constant per
     channel in front of the layer's quantizer: hardware merges it into the requantizer that makes that
-    input. Depthwise layers are left alone: their channels have scales of their own already.
+    input. In a depthwise layer the weight scale of each channel takes up the factor whatever it is, so
+    there the inputs are evened out entirely (alpha 1). Layers of several groups that are not depthwise
+    are left alone.
 
     Args:
         alpha: 0 evens out the weights, 1 the inputs.
@@ -53,13 +56,13 @@ class SmoothQuant(Step):
     def rewrite(self, prepared: PreparedModel) -> PreparedModel:
         model = copy.deepcopy(prepared.model)
         names = [layer.name for layer in prepared.layers if layer.weights and not layer.edge]
-        seen = _observe(model, [n for n in names if group_count(model.get_submodule(n)) == 1], prepared)
+        seen = _observe(model, [n for n in names if _can_be_smoothed(model.get_submodule(n))], prepared)
         replacements: dict[nn.Module, nn.Module] = {}
         for name, (largest, rows) in seen.items():
             layer: Any = model.get_submodule(name)
             factors = self._factors(layer, largest, rows)
             if factors is not None:
-                layer.weight.data *= _along_input(factors, layer.weight)
+                layer.weight.data *= _along_input(factors, layer)
                 division = ChannelDivision(factors, axis=-1 if isinstance(layer, nn.Linear) else 1)
                 replacements[layer] = nn.Sequential(OrderedDict(division=division, layer=layer))
         replace_modules(model, replacements)
@@ -67,19 +70,20 @@ class SmoothQuant(Step):
 
     def _factors(self, layer: nn.Module, largest: Tensor, rows: Tensor) -> Tensor | None:
         weight: Tensor = layer.weight  # type: ignore[assignment]
+        if group_count(layer) > 1:
+            return smoothing_factors(largest, largest, alpha=1.0)
         of_weights = (
             weight.detach().abs().flatten(2).amax((0, 2)) if weight.dim() > 2 else weight.abs().amax(0)
         )
         if not self.search:
             return smoothing_factors(largest, of_weights, self.alpha)
-        fmt = IntegerFormat(self.bits)
         kernel = weight[0, 0].numel()
         best: Tensor | None = None
-        least = _disturbance(weight.flatten(1), rows, fmt)
+        least = _disturbance(weight.flatten(1), rows, self.bits)
         for alpha in _ALPHAS:
             factors = smoothing_factors(largest, of_weights, alpha)
             spread = factors.repeat_interleave(kernel)
-            found = _disturbance(weight.flatten(1) * spread, rows / spread, fmt)
+            found = _disturbance(weight.flatten(1) * spread, rows / spread, self.bits)
             if found < least:
                 best, least = factors, found
         return best
@@ -111,16 +115,27 @@ def smoothing_factors(largest_inputs: Tensor, largest_weights: Tensor, alpha: fl
     return torch.where(usable, factors, ones)
 
 
-def _along_input(factors: Tensor, weight: Tensor) -> Tensor:
+def _can_be_smoothed(layer: nn.Module) -> bool:
+    groups = group_count(layer)
+    return groups == 1 or groups == layer.in_channels == layer.out_channels
+
+
+def _along_input(factors: Tensor, layer: nn.Module) -> Tensor:
+    """The factors in the shape in which they multiply the weight of *layer*."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    if group_count(layer) > 1:
+        return factors.reshape(-1, *[1] * (weight.dim() - 1))
     return factors.reshape(1, -1, *[1] * (weight.dim() - 2))
 
 
-def _disturbance(weight: Tensor, rows: Tensor, fmt: ScalarFormat) -> float:
-    """Squared error of the outputs for weights ``(C, n)`` and inputs ``(places, n)`` rounded to *fmt*."""
-    of_weights = largest_value_scale(weight.abs().amax(1).numpy(), fmt)
-    of_inputs = largest_value_scale(rows.abs().amax().reshape(1).numpy(), fmt)
-    rounded = fake_quantize(weight, fmt, torch.from_numpy(of_weights))
-    inputs = fake_quantize(rows, fmt, float(of_inputs[0]))
+def _disturbance(weight: Tensor, rows: Tensor, bits: int) -> float:
+    """Squared error of the outputs for weights ``(C, n)`` and inputs ``(places, n)`` of *bits* bits."""
+    fmt = IntegerFormat(bits, narrow=True)
+    of_inputs = fmt.unsigned_counterpart if bool((rows >= 0).all()) else fmt
+    rounded = fake_quantize(weight, fmt, torch.from_numpy(weight_scales(weight.numpy(), fmt, "max")))
+    values = rows.flatten()[:: max(1, rows.numel() // _SEARCH_VALUES)].numpy()[None]
+    scale = weight_scales(values, of_inputs, "mse")
+    inputs = fake_quantize(rows, of_inputs, float(scale[0]))
     return float((inputs @ rounded.T - rows @ weight.T).double().square().sum())
 
 
@@ -138,7 +153,7 @@ def _observe(model: nn.Module, names: list[str], prepared: PreparedModel) -> dic
             now = x.abs().amax([a for a in range(x.dim()) if a != axis])
             largest[name] = torch.maximum(largest.get(name, now), now)
             places = torch.randint(output_places(layer, x), (share,), generator=generator)
-            rows[name].append(input_rows(layer, x, places)[0])
+            rows[name].append(input_rows(layer, x, places).transpose(0, 1).flatten(1))
 
         return add
 

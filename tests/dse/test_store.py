@@ -12,7 +12,7 @@ from quantizers.errors import UsageError
 
 POINT = DesignPoint(
     workload="fmnist-resnet", weights="e2m1", activations="int4", edge_format="int8", integer_weights="narrow", weight_scale="mse",
-    activation_scale="mse", percentile=None, bias="fixed", unsigned_activations=True, calibration_images=None,
+    activation_scale="mse", percentile=None, bias="fixed", unsigned_activations=True, recipe="round", calibration_images=None,
     evaluation_images=100, block="mac", dot_length=4608, part="xc7z020", seed=0,
 )  # fmt: skip
 DONE = Result(

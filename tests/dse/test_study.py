@@ -85,6 +85,20 @@ def test_explicit_pairs_and_swept_choices(tmp_path):
     assert {p.evaluation_images for p in points} == {50}
 
 
+def test_recipes_and_seeds_are_swept_in_the_order_that_shares_most(tmp_path):
+    text = MINIMAL.replace('name = "t"', 'name = "t"\nseed = [3, 1]') + (
+        """[quantization]\nrecipe = ["round", "equalize + gptq( damping = 0.02 ,order='activation')", "round"]\n"""
+    )
+    points = load(tmp_path, text).points()
+    gptq = "equalize + gptq(damping=0.02)"
+    assert [(p.seed, p.recipe, p.weights) for p in points] == [
+        (seed, recipe, weights)
+        for seed in (3, 1)
+        for recipe in ("round", gptq)
+        for weights in ("int4", "int8")
+    ]
+
+
 def test_overrides_are_toml_values_or_text(tmp_path):
     study = load(
         tmp_path,
@@ -123,6 +137,12 @@ def test_the_resolved_study_is_the_same_study(tmp_path):
         (MINIMAL, ["quantization.percentile=99.9"],
          "DIR/study.toml: quantization: 'percentile' is given but activation_scale is not 'percentile'; "
          "it would have no effect"),
+        (MINIMAL, ["quantization.recipe=gtpq"],
+         "DIR/study.toml: quantization.recipe.0: unknown recipe step 'gtpq' (did you mean 'gptq'?); expected one of: "
+         "equalize, smoothquant, gptq, gpfq, qronos, learned_rounding, coordinate_descent, bias_correction, round"),
+        (MINIMAL, ["quantization.recipe=bias_correction + gptq"],
+         "DIR/study.toml: quantization.recipe.0: gptq comes before bias_correction in a recipe, not after it: "
+         "bias_correction + gptq"),
         (MINIMAL, ["fronts=[{x='luts',y='luts'}]"],
          "DIR/study.toml: fronts.0: a front needs two different metrics, not 'luts' twice"),
         (MINIMAL, ["nonsense"],

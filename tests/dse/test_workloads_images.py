@@ -153,3 +153,17 @@ def test_accuracy_needs_labels_and_logits() -> None:
     with pytest.raises(UsageError) as caught:
         top1_accuracy(nn.Identity(), images)
     assert str(caught.value) == "the model must return logits of shape (batch, classes), not (2, 3, 4)"
+
+
+def test_drawn_images_are_a_seeded_sample_in_stored_order() -> None:
+    images = ImageSet(torch.arange(20.0).reshape(20, 1), torch.arange(20))
+    drawn = images.drawn(5, seed=1)
+    assert drawn.labels is not None
+    assert drawn.inputs[:, 0].tolist() == drawn.labels.tolist() == sorted(set(drawn.labels.tolist()))
+    assert images.drawn(5, seed=1).inputs.tolist() == drawn.inputs.tolist()
+    assert images.drawn(5, seed=2).inputs.tolist() != drawn.inputs.tolist()
+    assert images.drawn(None, seed=1) is images
+    with pytest.raises(
+        UsageError, match=r"^calibration_images must be between 1 and 20 \(all there are\), not 21$"
+    ):
+        images.drawn(21, seed=0, what="calibration_images")

@@ -1,14 +1,15 @@
 import pandas as pd
+import pytest
 
-from reports.summary import best_by_bits, headlines
+from reports.summary import best_by_bits, headlines, over_seeds, recipe_gains
 
 
-def row(weights, family, luts, drop, selection, held_out):
+def row(weights, family, luts, drop, selection, held_out, recipe="round", seed=0):
     return {
         "workload": "net", "weights": weights, "activations": weights, "family": family, "luts": luts,
         "weight_bits": 4, "activation_bits": 4, "float_accuracy": 0.9, "accuracy": 0.9 - drop / 100,
         "accuracy_drop_points": drop, "accuracy_drop_points_low": drop - 0.5, "accuracy_drop_points_high": drop + 0.5,
-        "selection_accuracy": selection, "held_out_accuracy": held_out,
+        "recipe": recipe, "seed": seed, "selection_accuracy": selection, "held_out_accuracy": held_out,
     }  # fmt: skip
 
 
@@ -35,7 +36,50 @@ def test_the_best_is_chosen_on_one_half_and_reported_on_the_other():
         {
             "workload": "net",
             "bits": "W4A4",
-            "integer": {"pair": "int4", "candidates": 1, "accuracy": "89.00", "luts": "34"},
-            "minifloat": {"pair": "e3m0", "candidates": 3, "accuracy": "87.00", "luts": "38"},
+            "integer": {
+                "pair": "int4",
+                "recipe": "round",
+                "candidates": 1,
+                "accuracy": "89.00",
+                "luts": "34",
+            },
+            "minifloat": {
+                "pair": "e3m0",
+                "recipe": "round",
+                "candidates": 3,
+                "accuracy": "87.00",
+                "luts": "38",
+            },
         }
     ]
+
+
+def swept():
+    rows = [
+        row("int4", "integer", 34, drop, 0.8, 0.8, recipe, seed)
+        for recipe, drops in (("round", (3.0, 4.0)), ("gptq", (1.0, 1.5)))
+        for seed, drop in enumerate(drops)
+    ]
+    choices = {"weight_scale": "mse", "activation_scale": "mse", "integer_weights": "narrow", "bias": "fixed"}
+    return pd.DataFrame([{**r, **choices} for r in rows])
+
+
+def test_gains_are_means_over_formats_and_seeds_against_rounding():
+    assert recipe_gains(swept()) == [
+        {
+            "workload": "net",
+            "bits": "W4A4",
+            "family": "integer",
+            "points": 2,
+            "rounded": "86.50",
+            "gains": {"round": "+0.00 \u00b1 0.00", "gptq": "+2.25 \u00b1 0.35"},
+        }
+    ]
+    assert recipe_gains(TABLE) == []
+
+
+def test_seeds_become_one_row_with_their_spread():
+    table = over_seeds(swept())
+    assert table["recipe"].tolist() == ["round", "gptq"]
+    assert table["accuracy"].tolist() == pytest.approx([0.865, 0.8875])
+    assert table["accuracy_seed_std"].tolist() == pytest.approx([0.01 / 2**0.5, 0.005 / 2**0.5])
