@@ -137,13 +137,14 @@ def _measure(point: DesignPoint, source: Source) -> Quality:
     products = [layer for layer in layers if layer.kind == "matmul"]
     metrics = {
         "accuracy": accuracy_figure(correct),
-        "selection_accuracy": accuracy_figure(correct[0::2]),
-        "held_out_accuracy": accuracy_figure(correct[1::2]),
         "float_accuracy": accuracy_figure(float_answers),
         "accuracy_drop_points": paired_drop(float_answers, correct),
         "weight_bits": Figure(point.weight_format.bits, Provenance.ANALYTIC),
         "activation_bits": Figure(point.activation_format.bits, Provenance.ANALYTIC),
     }
+    if len(correct) > 1:  # one image has no halves
+        metrics["selection_accuracy"] = accuracy_figure(correct[0::2])
+        metrics["held_out_accuracy"] = accuracy_figure(correct[1::2])
     if not prepared.float_products:  # else some weights have no format, and no sum would be true
         metrics["weight_memory_kib"] = Figure(_weight_bits(weighted) / 8 / 1024, Provenance.ANALYTIC)
     return Quality(
@@ -154,7 +155,7 @@ def _measure(point: DesignPoint, source: Source) -> Quality:
         details={
             "calibration_images_used": sum(len(batch) for batch in prepared.batches),
             "evaluation_images_used": len(workload.evaluation),
-            "float_products": ", ".join(prepared.float_products),
+            "float_products": ", ".join(name or "the model itself" for name in prepared.float_products),
         },
     )
 

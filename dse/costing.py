@@ -145,9 +145,9 @@ def chosen_pairs(weights: str | None, activations: str | None, bits: str | None)
 
 
 def _bit_range(text: str) -> range:
-    low, _, high = text.partition("-")
+    low, dash, high = text.partition("-")
     try:
-        widths = range(int(low), int(high or low) + 1)
+        widths = range(int(low), int(high if dash else low) + 1)
     except ValueError:
         widths = range(0)
     if not widths or widths[0] < MIN_BITS or widths[-1] > MAX_BITS:

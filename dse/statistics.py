@@ -21,7 +21,8 @@ def accuracy_figure(correct: Answers) -> Figure:
     p = float(correct.mean())
     centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
     half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
-    return Figure(p, Provenance.MEASURED, (centre - half, centre + half))
+    # At both ends rounding could put the bound a last place beyond the value.
+    return Figure(p, Provenance.MEASURED, (max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))))
 
 
 def paired_drop(reference: Answers, answers: Answers) -> Figure:

@@ -44,6 +44,8 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
     the images that chose it. Points that differ in nothing but the seed count as one, by their mean.
     Ties go to fewer LUT6 sites.
     """
+    if "selection_accuracy" not in table:
+        return []
     rows = []
     for (workload, weight_bits, activation_bits), points in over_seeds(table).groupby(_WIDTHS, sort=True):
         row: dict[str, Any] = {"workload": workload, "bits": f"W{weight_bits:.0f}A{activation_bits:.0f}"}

@@ -85,6 +85,7 @@ def test_tables_name_units_and_tools(dse):
         (["cost"], "say which formats: --weights F [--activations F], or --all --bits 3-8"),
         (["cost", "--weights", "e9m9"], "no format 'e9m9': minifloats have 1 to 5 exponent bits, not 9"),
         (["cost", "--all", "--bits", "3-99"], "--bits must be a width or a range within 2-8, such as 3-8, not '3-99'"),
+        (["cost", "--all", "--bits", "3-"], "--bits must be a width or a range within 2-8, such as 3-8, not '3-'"),
         (["cost", "--all", "--weights", "int8"],
          "--all costs every format; it does not go together with --weights or --activations"),
         (["cost", "--weights", "int8", "--set", "dot_length=-1"], "dot_length must be a positive integer, not -1"),

@@ -129,3 +129,12 @@ def test_pairing_is_what_narrows_the_interval() -> None:
     (low_r, high_r), (low_q, high_q) = (ends(accuracy_figure(a)) for a in (reference, quantized))
     assert (low, high) == pytest.approx((-1.0995332, 10.9034548), abs=1e-7)
     assert 100 * np.hypot(high_r - low_r, high_q - low_q) == pytest.approx(27.06, abs=0.01)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_interval_holds_the_value_at_both_ends(right: bool) -> None:
+    """Rounding put it a last place beyond, and an error bar of negative length stopped the report."""
+    for n in range(1, 2001):
+        figure = accuracy_figure(np.full(n, right))
+        low, high = ends(figure)
+        assert 0 <= low <= figure.value <= high <= 1
