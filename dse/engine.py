@@ -10,9 +10,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -123,6 +124,34 @@ def _collect(workers: list[_Worker], timeout_s: float) -> Generator[Outcome[Any]
             yield worker.abandon(f"timed out after {timeout_s:g} s")
 
 
+@contextlib.contextmanager
+def _worker_environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
+    os.environ.update(_WORKER_ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Keep a new process from running the caller's script again, which may have no ``__main__`` guard.
+
+    Nothing that a worker is sent is defined there.
+    """
+    main = sys.modules["__main__"]
+    hidden: dict[str, Any] = {
+        name: vars(main).pop(name) for name in ("__file__", "__spec__") if name in vars(main)
+    }
+    main.__spec__ = None
+    try:
+        yield
+    finally:
+        vars(main).update(hidden)
+
+
 class _Worker:
     """One process, started when there is work for it, and the item it works on."""
 
@@ -147,13 +176,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
-        before = {name: os.environ.get(name) for name in _WORKER_ENVIRONMENT}
-        os.environ.update(_WORKER_ENVIRONMENT)
-        try:
+        with _worker_environment(), _without_main():
             self.process.start()
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
         theirs.close()
 
     def finish(self) -> Outcome[Any]:
@@ -198,6 +222,8 @@ class _Worker:
 
 def _serve(connection: Connection) -> None:
     """A worker's life: (function, item) in, (value, error) out, until the other side closes."""
+    # What a user's model prints must not end up in the one document on stdout.
+    os.dup2(2, 1)
     # Ctrl-C reaches the whole process group; only the coordinator may decide what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:

@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,19 @@ class ResultStore:
             self._connection.execute("INSERT OR REPLACE INTO results VALUES (?,?,?,?,?,?,?,?,?,?)", values)
 
     def get(self, keys: Iterable[str]) -> dict[str, Result]:
-        """The stored results of *keys*; a key that has none is left out."""
+        """The stored results of *keys*; a key that has none is left out.
+
+        So is a row whose design has other fields than this version's: another version wrote it.
+        """
         found = {}
         for key in keys:
             row = self._connection.execute("SELECT * FROM results WHERE key = ?", (key,)).fetchone()
-            if row is not None:
+            if row is not None and set(json.loads(row[2])) == _FIELDS:
                 found[key] = _from_row(row)
         return found
+
+
+_FIELDS = {choice.name for choice in fields(DesignPoint)}
 
 
 def _from_row(row: tuple[Any, ...]) -> Result:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import pandas as pd
 
-from dse.accuracy import Source
+from costmodel import ContentCache
+from dse.accuracy import CACHE, Source
 from dse.engine import Engine, LocalEngine, Outcome
 from dse.environment import environment, tool_versions
 from dse.evaluation import Evaluation, Task, evaluate, float_accuracy
@@ -112,6 +113,7 @@ def run(
             is writing to it. Nothing has been written then.
     """
     study.check()
+    ContentCache(namespace=CACHE)  # refused now, if it cannot be written, and not by every point
     tasks = _tasks(study)
     _make_folder(folder)
     _check_same_study(study, folder)
@@ -188,7 +190,11 @@ def _evaluate(
         return
     one_of_each = list({task.point.workload: task for task in pending}.values())
 
+    unusable: dict[str, str] = {}
+
     def tell(task: Task, outcome: Outcome[Figure]) -> None:
+        if outcome.error is not None:
+            unusable[task.point.workload] = outcome.error
         progress.float_accuracy(task.point.workload, outcome.value, outcome.error)
 
     def keep(task: Task, outcome: Outcome[Evaluation]) -> None:
@@ -197,7 +203,11 @@ def _evaluate(
         progress.finished(result)
 
     _for_each(engine, float_accuracy, one_of_each, study.point_timeout_s, tell)
-    _for_each(engine, evaluate, pending, study.point_timeout_s, keep)
+    for task in pending:
+        if task.point.workload in unusable:
+            keep(task, Outcome(0, 0.0, error=unusable[task.point.workload]))
+    usable = [task for task in pending if task.point.workload not in unusable]
+    _for_each(engine, evaluate, usable, study.point_timeout_s, keep)
 
 
 def _for_each(

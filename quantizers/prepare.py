@@ -25,6 +25,7 @@ from quantizers.scales import weight_scales
 
 # Recording keeps every intermediate tensor; two images show all there is to see.
 _RECORDED_IMAGES = 2
+_FEWEST_WITH_EDGES = 2
 # Of the largest output. Folding and unfolding reorder float32 arithmetic: 1e-6 a layer was seen.
 _OUTPUT_TOLERANCE = 1e-4
 # fmt: off
@@ -53,7 +54,7 @@ class ComputeLayer:
     Attributes:
         name: where it is in the prepared model.
         kind: ``conv1d``, ``conv2d``, ``conv3d``, ``linear`` or ``matmul`` (two activations).
-        edge: whether it is the first or the last layer with weights.
+        edge: whether it is the first or the last layer with weights, of three or more.
         nonnegative: per input, whether it cannot be negative whatever the data.
         weights: number of weights; 0 for a matmul.
         has_bias: whether a bias is added.
@@ -217,7 +218,8 @@ def _compute_layers(model: nn.Module, recording: Recording, images: int) -> tupl
     if not names:
         msg = "the model has no convolution, linear layer or attention to quantize"
         raise UsageError(msg, given=type(model).__name__, expected=["a model with weights"])
-    edges = {weighted[0], weighted[-1]} if weighted else set()
+    # Of two layers or one nothing would be left for the formats that are asked for.
+    edges = {weighted[0], weighted[-1]} if len(weighted) > _FEWEST_WITH_EDGES else set()
     signs = _input_signs(recording, set(names))
     return tuple(
         _describe(name, modules[name], recording, images, name in edges, signs[name]) for name in names

@@ -125,8 +125,8 @@ def test_formats_are_those_of_the_inner_layers() -> None:
     assert (inner.weight_pairs, inner.activation_pairs) == ([("int3n", "uint3")], [])
     signed = _quality(unsigned_activations=False, integer_weights="full")
     assert signed.weight_pairs == [("int3", "int3")]
-    # Without an inner layer, those of the edges stand.
-    assert _quality(workload="own_models:two_layers").weight_pairs == [("int8n", "int8"), ("int8n", "uint8")]
+    # A network of two layers has no edges.
+    assert _quality(workload="own_models:two_layers").weight_pairs == [("int3n", "int3"), ("int3n", "uint3")]
 
 
 @pytest.mark.parametrize("images", [96, 50, 2])

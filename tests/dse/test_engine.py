@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -92,3 +94,23 @@ def test_closing_the_outcomes_stops_the_work():
 def test_number_of_workers_is_checked():
     with pytest.raises(UsageError, match="^the number of workers must be a positive integer, not 0$"):
         LocalEngine(0)
+
+
+UNGUARDED = """
+from dse.engine import LocalEngine
+
+print("script", flush=True)
+with LocalEngine(2) as engine:
+    print(sorted(outcome.value for outcome in engine.run(abs, [-2, 1], timeout_s=60)))
+print([outcome.value for outcome in LocalEngine(1).run(print, ["a worker's own"], timeout_s=60)])
+"""
+
+
+def test_a_script_without_a_main_guard_runs_once_and_workers_print_to_stderr(tmp_path):
+    """Each worker ran the caller's script again, which started workers of its own."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "script\n[1, 2]\n[None]\n"
+    assert done.stderr == "a worker's own\n"

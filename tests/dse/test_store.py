@@ -59,6 +59,18 @@ def test_table_has_choices_metrics_provenance_and_intervals_as_columns():
     assert "ffs" not in row
 
 
+def test_rows_of_another_version_are_left_out(tmp_path):
+    with ResultStore(tmp_path) as store:
+        store.put(DONE)
+        store.put(FAILED)
+    with sqlite3.connect(tmp_path / "results.sqlite") as connection:
+        connection.execute(
+            "UPDATE results SET design = json_remove(design, '$.recipe') WHERE key = ?", (DONE.key,)
+        )
+    with ResultStore(tmp_path) as store:
+        assert list(store.get([DONE.key, FAILED.key])) == [FAILED.key]
+
+
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "results.sqlite").write_text("not a database, but long enough to be looked at" * 50)
     with pytest.raises(UsageError, match="cannot open the result store .*file is not a database"):

@@ -144,6 +144,48 @@ def test_a_killed_worker_costs_its_point_only(tmp_path, monkeypatch):
     assert result.table()["float_accuracy"].tolist() == [1.0, 1.0]
 
 
+UNUSABLE = """
+import torch
+from torch import nn
+
+def make():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    model[2].weight.data[0, 0] = float("nan")
+    inputs = torch.randn(64, 6)
+    return model, inputs, inputs, torch.zeros(64, dtype=torch.int64)
+"""
+
+
+def test_a_network_that_cannot_be_quantized_is_tried_once(tmp_path, monkeypatch):
+    (tmp_path / "unusable_model.py").write_text(UNUSABLE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    study = Study.parse(
+        {
+            "name": "t",
+            "workloads": [{"name": "unusable_model:make"}],
+            "formats": {"pairs": [["int8", "int8"], ["int6", "int6"]]},
+        }
+    )
+    recorder = Recorder()
+    with LocalEngine(1) as engine:
+        result = run(study, tmp_path / "run", engine=engine, progress=recorder)
+    reason = "the model's '2.weight' holds numbers that are not finite"
+    assert recorder.events[1] == ("float", "unusable_model:make", reason)
+    assert [(r.error, r.wall_seconds) for r in result.failed] == [(reason, 0.0)] * 2
+
+
+def test_a_cache_that_cannot_be_written_is_refused_before_work(tmp_path, monkeypatch, finished_run):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        UsageError, match="^cannot write to the cache folder .*; set BITFRONT_CACHE to a folder"
+    ):
+        run(finished_run.study, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def sweep_process(folder, cache):
     environment = {**os.environ, "BITFRONT_CACHE": str(cache)}
     command = [sys.executable, "-m", "dse.cli", "sweep", str(folder / "t.toml"), "--out", str(folder / "run")]

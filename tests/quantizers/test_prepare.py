@@ -193,3 +193,11 @@ def test_weights_that_are_not_finite():
     with pytest.raises(UsageError) as error:
         prepare(model, [images()])
     assert str(error.value) == "the model's '2.weight' holds numbers that are not finite"
+
+
+def test_a_network_of_two_layers_has_no_edges():
+    """Else no layer would take the formats that are asked for."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert [layer.edge for layer in prepare(model, [torch.randn(8, 4)]).layers] == [False, False]
+    deeper = nn.Sequential(*model, nn.Linear(2, 2))
+    assert [layer.edge for layer in prepare(deeper, [torch.randn(8, 4)]).layers] == [True, False, True]
