@@ -142,9 +142,7 @@ class AccumulatorLayer(nn.Module):
     input_scale: Tensor
     output_scale: Tensor
 
-    def __init__(
-        self, layer: nn.Module, summary: LayerSummary, bits: int | None, overflow: Overflow
-    ) -> None:
+    def __init__(self, layer: nn.Module, summary: LayerSummary, bits: int | None, overflow: Overflow) -> None:
         super().__init__()
         weights, inputs = summary.weight_format, summary.activation_format
         self.layer = layer
@@ -163,7 +161,7 @@ class AccumulatorLayer(nn.Module):
         self._keep("weight_codes", codes.unflatten(0, (group_count(layer), -1)).mT.contiguous())
         self._keep("start", _start(layer).reshape(group_count(layer), 1, -1))
         self._keep("input_scale", torch.tensor(input_scale(layer)))
-        self._keep("output_scale", scales.reshape(-1, *[1] * (layer.weight.dim() - 2)))  # type: ignore[union-attr, operator]
+        self._keep("output_scale", scales.reshape(-1, *[1] * (layer.weight.dim() - 2)))  # type: ignore[operator]
 
     def _keep(self, name: str, constant: Tensor) -> None:
         self.register_buffer(name, constant, persistent=False)
@@ -260,7 +258,7 @@ def _weight_codes(layer: nn.Module, fmt: ScalarFormat) -> Tensor:
 
 
 def _has_fixed_bias(layer: nn.Module) -> bool:
-    return layer.bias is not None and layer.bias_quant.is_quant_enabled  # type: ignore[union-attr, return-value]
+    return layer.bias is not None and bool(layer.bias_quant.is_quant_enabled)  # type: ignore[union-attr]
 
 
 def _start(layer: nn.Module) -> Tensor:
@@ -268,7 +266,7 @@ def _start(layer: nn.Module) -> Tensor:
     if not _has_fixed_bias(layer):
         return torch.zeros(len(layer.weight), dtype=torch.float64)  # type: ignore[arg-type]
     step = layer.bias_quant.tensor_quant.step  # type: ignore[union-attr]
-    return (layer.bias.detach().double() / step).round()  # type: ignore[union-attr, operator, return-value]
+    return torch.round(layer.bias.detach().double() / step)  # type: ignore[operator]
 
 
 def _windows(layer: nn.Module, inputs: Tensor) -> Tensor:
@@ -291,11 +289,11 @@ def _wrapped(total: Tensor, bits: int) -> Tensor:
 
 
 def _saturated_sums(rows: Tensor, weights: Tensor, start: Tensor, bits: int, narrow: bool) -> Tensor:
-    low, high = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
     dtype = torch.float32 if narrow else torch.float64
-    sums = start.clamp(low, high).to(dtype).expand(-1, rows.shape[1], -1).contiguous()
-    limits = sums.new_tensor([low, high]).numpy()
-    _add_saturating(rows.numpy(), weights.to(dtype).numpy(), limits[0], limits[1], sums.numpy())
+    ends = torch.tensor([-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1], dtype=torch.float64)
+    sums = start.clamp(ends[0], ends[1]).to(dtype).expand(-1, rows.shape[1], -1).contiguous()
+    low, high = ends.to(dtype).numpy()
+    _add_saturating(rows.contiguous().numpy(), weights.to(dtype).numpy(), low, high, sums.numpy())
     return sums.double()
 
 
@@ -308,10 +306,11 @@ def _two_word_sums(
     saturate_bits: int | None = None,
 ) -> Tensor:
     """Sums wider than float64: saturating after every addition, or wrapped at the end, or neither."""
-    upper = torch.floor(start / _WORD).expand(-1, rows.shape[1], -1).contiguous()
-    lower = (start - torch.floor(start / _WORD) * _WORD).expand(-1, rows.shape[1], -1).contiguous()
+    words = torch.empty(2, len(rows), rows.shape[1], weights.shape[2], dtype=torch.float64)
     range_of_upper = math.inf if saturate_bits is None else 2.0 ** (saturate_bits - 1 - _WORD_BITS)
-    _add_words(rows.double().numpy(), weights.double().numpy(), range_of_upper, upper.numpy(), lower.numpy())
+    operands = (rows.double().contiguous(), weights.double(), start[:, 0])
+    _add_words(*(operand.numpy() for operand in operands), range_of_upper, *words.numpy())
+    upper, lower = words
     if wrap_bits is not None and wrap_bits <= _WORD_BITS:
         return _wrapped(lower, wrap_bits)
     if wrap_bits is not None:
@@ -321,7 +320,7 @@ def _two_word_sums(
 
 @_jit
 def _add_saturating(rows, weights, low, high, sums):  # type: ignore[no-untyped-def]
-    """Add to ``sums`` ``(groups, places, channels)``, product by product, staying in ``low..high``.
+    """Add to *sums* ``(groups, places, channels)``, product by product, staying in *low* to *high*.
 
     Args:
         rows: ``(groups, places, features)``.
@@ -343,29 +342,32 @@ def _add_saturating(rows, weights, low, high, sums):  # type: ignore[no-untyped-
 
 
 @_jit
-def _add_words(rows, weights, range_of_upper, upper, lower):  # type: ignore[no-untyped-def]
-    """As :func:`_add_saturating`, for sums ``upper * _WORD + lower`` with ``0 <= lower < _WORD``.
+def _add_words(rows, weights, start, range_of_upper, upper, lower):  # type: ignore[no-untyped-def]
+    """The same for sums ``upper * _WORD + lower``, with ``0 <= lower < _WORD``, that begin at *start*.
 
     They stay in ``-range_of_upper * _WORD .. range_of_upper * _WORD - 1``. A product of two codes is
-    exact in float64, having 32 significant bits at most.
+    exact in float64: it has 32 significant bits at most.
     """
     groups, places, features = rows.shape
     for group in range(groups):
         for place in range(places):
-            for feature in range(features):
-                code = rows[group, place, feature]
-                if code == 0:
-                    continue
-                for channel in range(weights.shape[2]):
-                    product = code * weights[group, feature, channel]
-                    product_upper = np.floor(product / _WORD)
-                    low = lower[group, place, channel] + (product - product_upper * _WORD)
-                    carry = np.floor(low / _WORD)
-                    low -= carry * _WORD
-                    high = upper[group, place, channel] + (product_upper + carry)
-                    if high >= range_of_upper:
-                        high, low = range_of_upper - 1, _WORD - 1
-                    if high < -range_of_upper:
-                        high, low = -range_of_upper, 0.0
-                    upper[group, place, channel] = high
-                    lower[group, place, channel] = low
+            for channel in range(start.shape[1]):
+                high, low = _add_term(0.0, 0.0, start[group, channel], range_of_upper)
+                for feature in range(features):
+                    product = rows[group, place, feature] * weights[group, feature, channel]
+                    high, low = _add_term(high, low, product, range_of_upper)
+                upper[group, place, channel] = high
+                lower[group, place, channel] = low
+
+
+@_jit
+def _add_term(upper, lower, term, range_of_upper):  # type: ignore[no-untyped-def]
+    term_upper = np.floor(term / _WORD)
+    lower += term - term_upper * _WORD
+    carry = np.floor(lower / _WORD)
+    upper += term_upper + carry
+    if upper >= range_of_upper:
+        return range_of_upper - 1.0, _WORD - 1.0
+    if upper < -range_of_upper:
+        return -range_of_upper, 0.0
+    return upper, lower - carry * _WORD
