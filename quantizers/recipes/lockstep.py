@@ -14,8 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from quantizers.errors import BitfrontError
+from quantizers.recipes.smoothing import ChannelDivision
 
-_PADDINGS = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
+# What may run twice, so that its result need not be held.
+_CHEAP = (nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d, ChannelDivision)
 
 
 class WalkError(BitfrontError):
@@ -31,8 +33,8 @@ class LockStep:
 
     A batch is a thread that runs only while :meth:`advance` waits for it, so nothing runs at the same
     time and results do not depend on timing. Between layers a batch holds what its forward pass holds;
-    a layer that is preceded by padding of its own is waited for before the padding, whose result would
-    be held too.
+    a layer that is preceded by padding or a division of its own is waited for before these, whose
+    results would be held too.
 
     Args:
         model: called with each batch, without gradients.
@@ -41,10 +43,10 @@ class LockStep:
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str], batches: Sequence[Tensor]) -> None:
-        self._padding: dict[str, nn.Module] = {}
+        self._between: dict[str, nn.Module] = {}
         self._handles = []
         for name in layers:
-            place, self._padding[name] = _waiting_place(model, name)
+            place, self._between[name] = _waiting_place(model, name)
             self._handles.append(place.register_forward_pre_hook(self._hook(name)))
         self._batches = [_Batch(model, batch) for batch in batches]
 
@@ -71,8 +73,8 @@ class LockStep:
         name = names.pop()
         if name is None:
             return None
-        padding = self._padding[name]
-        return name, (padding(place[1]) for place in places if place)
+        between = self._between[name]
+        return name, (between(place[1]) for place in places if place)
 
     def close(self) -> None:
         """End all batches and take the hooks off."""
@@ -92,13 +94,19 @@ class LockStep:
 
 
 def _waiting_place(model: nn.Module, name: str) -> tuple[nn.Module, nn.Module]:
-    """The module to wait before, and the padding between its input and that of the layer *name*."""
-    layer, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.Sequential):
+    """The module to wait before, and what lies between its input and that of the layer *name*."""
+    place = model.get_submodule(name)
+    between: nn.Module = nn.Identity()
+    while name:
+        name = name.rpartition(".")[0]
+        parent = model.get_submodule(name)
+        if not isinstance(parent, nn.Sequential):
+            break
         *before, last = parent
-        if before and last is layer and all(isinstance(module, _PADDINGS) for module in before):
-            return parent, nn.Sequential(*before)
-    return layer, nn.Identity()
+        if last is not place or not all(isinstance(module, _CHEAP) for module in before):
+            break
+        place, between = parent, nn.Sequential(*before, between)
+    return place, between
 
 
 class _Batch(threading.Thread):

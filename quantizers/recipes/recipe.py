@@ -25,6 +25,7 @@ from quantizers.quantize import (
 from quantizers.recipes.bias_correction import BiasCorrection
 from quantizers.recipes.coordinate_descent import CoordinateDescent
 from quantizers.recipes.equalization import Equalize
+from quantizers.recipes.gain_correction import GainCorrection
 from quantizers.recipes.gpfq import Gpfq
 from quantizers.recipes.gptq import Gptq
 from quantizers.recipes.learned_rounding import LearnedRounding
@@ -34,7 +35,7 @@ from quantizers.recipes.qronos import Qronos
 from quantizers.recipes.smoothing import SmoothQuant
 from quantizers.recipes.steps import ROUND, ROUNDING, Step, parse_step
 
-_ALL = (Equalize, SmoothQuant, Gptq, Gpfq, Qronos, LearnedRounding, CoordinateDescent, BiasCorrection)
+_ALL = (Equalize, SmoothQuant, Gptq, Gpfq, Qronos, LearnedRounding, CoordinateDescent, GainCorrection, BiasCorrection)
 STEPS: dict[str, type[Step]] = {step.name: step for step in _ALL}
 """Every step by name."""
 
@@ -189,8 +190,14 @@ def _solve(
     )
     if module.bias is not None:
         problem.mean_is_corrected = next((s.inputs for s in steps if isinstance(s, BiasCorrection)), "")
+    before = problem.scales
     for step in steps:
         step.solve(problem)
+    if problem.scales is not before:
+        scale = weight_scale(module)
+        scale.copy_(torch.from_numpy(problem.scales).reshape(scale.shape))
+        if module.bias is not None and module.bias_quant.is_quant_enabled:
+            module.bias_quant.tensor_quant.step *= torch.from_numpy(problem.scales / before).flatten()
     module.weight.data.copy_(torch.from_numpy(problem.rounded).reshape(module.weight.shape))
     if module.bias is not None:
         module.bias.data += torch.from_numpy(problem.bias_shift).reshape(module.bias.shape).float()
