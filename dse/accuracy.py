@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from costmodel import ContentCache
 from dse.design import DesignPoint
@@ -58,8 +58,9 @@ class Quality:
     Attributes:
         metrics: accuracies and what the formats store.
         weight_pairs: (weights, activations) formats of the inner weight layers; of all where a
-            network has no inner one.
-        activation_pairs: formats of products of two activations (attention).
+            network has no inner one. None where one of them has several scales within a sum: no unit
+            that multiplies and accumulates integers computes it.
+        activation_pairs: formats of products of two activations (attention); likewise.
         terms: the longest dot product of the inner layers, its bias counted in.
         details: facts that go with the metrics.
     """
@@ -99,7 +100,9 @@ def settings_of(point: DesignPoint) -> QuantizationSettings:
         edge_activations=parse_scalar_format(point.edge_format),
         integer_weights=point.integer_weights,  # type: ignore[arg-type]
         weight_scale=point.weight_scale,  # type: ignore[arg-type]
+        weight_group=point.weight_group,
         activation_scale=point.activation_scale,  # type: ignore[arg-type]
+        activation_granularity=point.activation_granularity,  # type: ignore[arg-type]
         bias=point.bias,  # type: ignore[arg-type]
         unsigned_activations=point.unsigned_activations,
         **percentile,
@@ -138,8 +141,10 @@ def _measure(point: DesignPoint, source: Source) -> Quality:
         "accuracy": accuracy_figure(correct),
         "float_accuracy": accuracy_figure(float_answers),
         "accuracy_drop_points": paired_drop(float_answers, correct),
-        "weight_bits": Figure(point.weight_format.bits, Provenance.ANALYTIC),
-        "activation_bits": Figure(point.activation_format.bits, Provenance.ANALYTIC),
+        "weight_bits": Figure(
+            _weight_bits(inner) / sum(layer.weights for layer in inner), Provenance.ANALYTIC
+        ),
+        "activation_bits": Figure(point.activation_format.bits_per_value, Provenance.ANALYTIC),
     }
     if len(correct) > 1:  # one image has no halves
         metrics["selection_accuracy"] = accuracy_figure(correct[0::2])
@@ -160,11 +165,14 @@ def _measure(point: DesignPoint, source: Source) -> Quality:
 
 
 def _formats(layers: list[LayerSummary]) -> list[tuple[str, str]]:
+    if not all(layer.has_integer_sums for layer in layers):
+        return []
     return list(dict.fromkeys((layer.weight_format.name, layer.activation_format.name) for layer in layers))
 
 
 def _weight_bits(layers: list[LayerSummary]) -> int:
-    return sum(layer.weights * layer.weight_format.bits for layer in layers)
+    """With the scales of groups and blocks; a scale per channel belongs to the requantizer."""
+    return sum(layer.weights * layer.weight_format.bits + layer.weight_scale_bits for layer in layers)
 
 
 @dataclass(frozen=True)
@@ -209,8 +217,7 @@ def _workload(origin: _Origin) -> Workload:
 def _prepared(origin: _Origin, calibration: _Calibration, rewrites: Recipe) -> PreparedModel:
     workload = _workload(origin)
     images = workload.calibration.drawn(calibration.images, calibration.seed, "calibration_images")
-    batches = (inputs for inputs, _ in images.batches(_batch_size(images)))
-    return rewritten(prepare(workload.model, batches, seed=calibration.seed), rewrites)
+    return rewritten(prepare(workload.model, calibration_batches(images), seed=calibration.seed), rewrites)
 
 
 def _prepared_for(point: DesignPoint, source: Source) -> PreparedModel:
@@ -244,6 +251,11 @@ def answers(model: nn.Module, images: ImageSet) -> Answers:
     """Which images the model gets right."""
     correct: Answers = top1_accuracy(model, images, _batch_size(images)).correct.numpy()
     return correct
+
+
+def calibration_batches(images: ImageSet) -> list[Tensor]:
+    """The inputs in batches of a size that runs fast."""
+    return [inputs for inputs, _ in images.batches(_batch_size(images))]
 
 
 def _batch_size(images: ImageSet) -> int:

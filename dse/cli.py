@@ -158,6 +158,54 @@ def cost(
 
 
 @app.command()
+def accumulator(
+    workload: Annotated[str, typer.Argument(help="A workload, such as fmnist-resnet.")],
+    weights: Annotated[str, typer.Option(help="Weight format, such as e2m1.")],
+    activations: Annotated[str | None, typer.Option(help="Activation format. Default: as weights.")] = None,
+    recipe: Annotated[str, typer.Option(help="Steps, such as 'gptq + bias_correction'.")] = "round",
+    overflow: Annotated[str, typer.Option(help="wrap or saturate.")] = "wrap",
+    bits: Annotated[
+        str | None, typer.Option(help="Widths: 16 or 10-20. Default: from safe ones down.")
+    ] = None,
+    images: Annotated[int | None, typer.Option(help="Evaluation images. Default: all.")] = None,
+    data: DataFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Accuracy on exact integer accumulators of falling width, and the width that is always safe."""
+    from dse.accumulators import accuracy_by_width
+
+    result = accuracy_by_width(
+        workload,
+        weights,
+        activations or weights,
+        recipe=recipe,
+        overflow=overflow,
+        bits=bits,
+        data=data,
+        evaluation_images=images,
+        progress=console.track,
+    )
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        console.show_accumulators(result)
+    return 0
+
+
+@app.command()
+def recipes(as_json: AsJson = False) -> int:
+    """The steps of post-training quantization that a study's recipes are made of."""
+    from quantizers.recipes import NAMED, STEPS, describe_step
+
+    steps = [describe_step(step) for step in STEPS.values()]
+    if as_json:
+        _print_json({"steps": steps, "named": NAMED})
+    else:
+        console.show_recipes(steps, NAMED)
+    return 0
+
+
+@app.command()
 def formats(
     name: Annotated[
         str | None, typer.Argument(help="A format, such as e4m3; all are listed without.")

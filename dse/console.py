@@ -21,6 +21,7 @@ from rich.text import Text
 from dse.metrics import METRICS, Figure
 
 if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wait for
+    from dse.accumulators import AccumulatorResult
     from dse.costing import BlockCost
     from dse.pareto import Front
     from dse.store import Result
@@ -44,7 +45,7 @@ def log(text: str) -> None:
 
 def track(items: Iterable[ItemT], total: int) -> Iterable[ItemT]:
     """*items*, of which there are *total*, with a progress bar on stderr."""
-    return rich_track(items, "synthesis", total=total, console=_err, transient=True)
+    return rich_track(items, "working", total=total, console=_err, transient=True)
 
 
 class SweepProgress:
@@ -162,6 +163,42 @@ def show_costs(designs: Sequence[BlockCost]) -> None:
 
 def _text(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def show_accumulators(result: AccumulatorResult) -> None:
+    """One row a width; below, which width is safe and where accuracy starts to fall."""
+    design = result.design
+    title = "{workload}, {weights} x {activations}, {recipe}, accumulators that {overflow}".format(**design)
+    table = Table(title=title, title_justify="left")
+    for heading in (
+        "accumulator bits",
+        "layers that can overflow",
+        "accuracy %",
+        "points lost (95 % interval)",
+    ):
+        table.add_column(heading, justify="right")
+    exact = f"{100 * result.accuracy.value:.2f}"
+    _add(table, f"{max(result.safe_bits.values())} or more", "0", exact, "")
+    for width in result.widths:
+        drop = width.drop_points
+        low, high = drop.interval or (drop.value, drop.value)
+        lost = f"{drop.value:.2f} ({low:.2f} to {high:.2f})"
+        _add(table, str(width.bits), str(width.overflowing_layers), f"{100 * width.accuracy.value:.2f}", lost)
+    _out.print(table)
+    falls = result.falls_at_bits
+    where = "at none of these widths" if falls is None else f"at {falls} bits"
+    show(f"{design['evaluation_images']} images; accuracy falls beyond chance {where}")
+
+
+def show_recipes(steps: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> None:
+    """Each step as it is written with its defaults, what it does, and its source; then named recipes."""
+    for step in steps:
+        parameters = ", ".join(f"{name}={value}" for name, value in step["parameters"].items())
+        show(f"{step['name']}({parameters})\n    {step['what']}\n    {step['source']}")
+    show("\nA recipe joins steps in this order: 'equalize + gptq(damping=0.1) + bias_correction'.")
+    show("'round' has no step. By name:")
+    for name, text in named.items():
+        show(f"- {name}: {text}")
 
 
 def show_formats(descriptions: Sequence[Mapping[str, Any]]) -> None:

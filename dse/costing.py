@@ -12,6 +12,7 @@ from typing import Any
 from costmodel import ContentCache, Resources, SynthesisError, find_part, synthesize, synthesize_verilog
 from dse.engine import LocalEngine
 from dse.metrics import Figure, Provenance
+from dse.ranges import bit_range
 from hw.blocks import find_block
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format, signed_formats
@@ -140,20 +141,8 @@ def chosen_pairs(weights: str | None, activations: str | None, bits: str | None)
     if weights or activations:
         msg = "--all costs every format; it does not go together with --weights or --activations"
         raise UsageError(msg, given=weights or activations, expected=["--all", "--weights F"])
-    widths = _bit_range(bits)
+    widths = bit_range(bits, MIN_BITS, MAX_BITS)
     return [(fmt.name, fmt.name) for width in widths for fmt in signed_formats(width)]
-
-
-def _bit_range(text: str) -> range:
-    low, dash, high = text.partition("-")
-    try:
-        widths = range(int(low), int(high if dash else low) + 1)
-    except ValueError:
-        widths = range(0)
-    if not widths or widths[0] < MIN_BITS or widths[-1] > MAX_BITS:
-        msg = f"--bits must be a width or a range within {MIN_BITS}-{MAX_BITS}, such as 3-8, not {text!r}"
-        raise UsageError(msg, given=text, expected=["8", "3-8"])
-    return widths
 
 
 def block_parameters(name: str, settings: Iterable[str]) -> dict[str, Any]:

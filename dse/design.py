@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from costmodel import content_key
-from quantizers.formats import ScalarFormat, parse_scalar_format
+from quantizers.formats import BlockFormat, Format, parse_format
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,8 @@ class DesignPoint:
     Every field is a column of the result table. ``edge_format`` is the format of the first and the
     last layer; ``calibration_images`` and ``evaluation_images`` are counts (``None``: all there are);
     ``seed`` draws the calibration images and what is sampled from them;
-    ``percentile`` is ``None`` where the activation scale does not use one; ``recipe`` is how weights are
+    ``percentile`` is ``None`` where the activation scale does not use one; ``weight_group`` counts the
+    features that share a weight scale (``None``: all of an output channel); ``recipe`` is how weights are
     chosen, as :class:`quantizers.recipes.Recipe` writes it.
     """
 
@@ -38,14 +39,23 @@ class DesignPoint:
     dot_length: int
     part: str
     seed: int
+    weight_group: int | None = None
+    activation_granularity: str = "tensor"
 
     @property
-    def weight_format(self) -> ScalarFormat:
-        return parse_scalar_format(self.weights)
+    def weight_format(self) -> Format:
+        return parse_format(self.weights)
 
     @property
-    def activation_format(self) -> ScalarFormat:
-        return parse_scalar_format(self.activations)
+    def activation_format(self) -> Format:
+        return parse_format(self.activations)
+
+    @property
+    def has_integer_sums(self) -> bool:
+        """Whether a datapath that multiplies and accumulates integers computes the inner layers: not where
+        a sum has several scales."""
+        formats = (self.weight_format, self.activation_format)
+        return self.weight_group is None and not any(isinstance(fmt, BlockFormat) for fmt in formats)
 
     @property
     def family(self) -> str:
@@ -55,8 +65,11 @@ class DesignPoint:
 
     @property
     def label(self) -> str:
-        """Short text for a chart: ``e2m1`` or ``e2m1/int8``."""
-        return self.weights if self.weights == self.activations else f"{self.weights}/{self.activations}"
+        """Short text for a chart: ``e2m1``, ``e2m1/int8``, ``int4g32/int8t`` in groups and by tokens."""
+        weights = self.weights if self.weight_group is None else f"{self.weights}g{self.weight_group}"
+        tokens = "t" if self.activation_granularity == "token" else ""
+        activations = f"{self.activations}{tokens}"
+        return weights if weights == activations else f"{weights}/{activations}"
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

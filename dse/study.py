@@ -12,17 +12,32 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from costmodel import PARTS
+from dse.accuracy import settings_of
 from dse.design import DesignPoint
 from dse.evaluation import check_point
 from dse.metrics import METRICS
 from dse.workloads import check_workload
 from hw.blocks import ANCHOR_DOT_LENGTH, BLOCKS
 from quantizers.errors import UsageError, unknown_choice
-from quantizers.formats import IntegerFormat, ScalarFormat, minifloat_splits, parse_scalar_format
+from quantizers.formats import (
+    BlockFormat,
+    IntegerFormat,
+    ScalarFormat,
+    minifloat_splits,
+    parse_format,
+    parse_scalar_format,
+)
 from quantizers.recipes import ROUND, Recipe
 
 # The anchor study's choice (arXiv 2311.12359).
 DEFAULT_PERCENTILE = 99.999
+
+# What only the datapath of a point has.
+_DATAPATH_METRICS = frozenset(
+    {"luts", "lut_cells", "carries", "carry_positions", "ffs", "dsps", "brams", "lutrams"}
+    | {"logic_delay_ns", "accumulator_bits", "activation_product_luts"}
+)
+_CHANNEL = "channel"
 
 Family = Literal["integer", "minifloat"]
 
@@ -34,6 +49,17 @@ def _listed(value: Any) -> Any:
 
 def _known_format(name: str) -> str:
     return parse_scalar_format(name).name
+
+
+def _known_any_format(name: str) -> str:
+    return parse_format(name).name
+
+
+def _known_group(group: Any) -> Any:
+    if group == _CHANNEL or (type(group) is int and group > 0):
+        return group
+    msg = f"weight_group must be {_CHANNEL!r} or a positive number of features, not {group!r}"
+    raise UsageError(msg, given=group, expected=[_CHANNEL, "32", "64", "128"])
 
 
 def _known(kind: str, choices: Iterable[str]) -> BeforeValidator:
@@ -53,6 +79,10 @@ def _known_recipe(text: Any) -> Any:
 
 RecipeText = Annotated[str, BeforeValidator(_known_recipe)]
 FormatName = Annotated[str, BeforeValidator(_known_format)]
+AnyFormatName = Annotated[str, BeforeValidator(_known_any_format)]
+WeightGroup = Annotated[int | Literal["channel"], BeforeValidator(_known_group)]
+WeightScale = Literal["mse", "max", "mse_power_of_two", "mean"]
+ActivationScale = Literal["mse", "percentile", "mse_power_of_two"]
 MetricName = Annotated[str, _known("metric", METRICS)]
 PartName = Annotated[str, _known("part", PARTS)]
 BlockName = Annotated[str, _known("block", BLOCKS)]
@@ -87,7 +117,7 @@ class FormatChoice(_Section):
     families: list[Family] = Field(default_factory=list)
     bits: list[Annotated[int, Field(ge=2, le=8)]] = Field(default_factory=list)
     pairing: Literal["equal", "activations_at_least_weights"] = "equal"
-    pairs: list[tuple[FormatName, FormatName]] = Field(default_factory=list)
+    pairs: list[tuple[AnyFormatName, AnyFormatName]] = Field(default_factory=list)
 
     @model_validator(mode="after")
     def _one_way_of_choosing(self) -> FormatChoice:
@@ -126,13 +156,19 @@ def _formats(family: Family, bits: int) -> list[ScalarFormat]:
 
 
 class QuantizationChoice(_Section):
-    """How formats are put on the network; a list sweeps the choice."""
+    """How formats are put on the network; a list sweeps the choice.
+
+    ``weight_group`` is ``"channel"`` (one weight scale per output channel) or how many features share a
+    scale. See :class:`quantizers.quantize.QuantizationSettings` for the rest.
+    """
 
     edge_format: FormatName = "int8"
     integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(_listed)] = ["narrow"]
-    weight_scale: Annotated[list[Literal["mse", "max"]], BeforeValidator(_listed)] = ["mse"]
-    activation_scale: Annotated[list[Literal["mse", "percentile"]], BeforeValidator(_listed)] = ["mse"]
+    weight_scale: Annotated[list[WeightScale], BeforeValidator(_listed)] = ["mse"]
+    weight_group: Annotated[list[WeightGroup], BeforeValidator(_listed)] = ["channel"]
+    activation_scale: Annotated[list[ActivationScale], BeforeValidator(_listed)] = ["mse"]
     percentile: Annotated[float, Field(gt=0, le=100)] | None = None
+    activation_granularity: Annotated[list[Literal["tensor", "token"]], BeforeValidator(_listed)] = ["tensor"]
     bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed)] = ["fixed"]
     unsigned_activations: bool = True
     recipe: Annotated[list[RecipeText], BeforeValidator(_listed)] = [ROUND]
@@ -189,6 +225,20 @@ class Study(_Section):
             raise UsageError(msg, given=twice[0], expected=["each workload once"])
         return self
 
+    @model_validator(mode="after")
+    def _choices_go_together(self) -> Study:
+        points = self.points()
+        for point in points:
+            _check_choices(point)
+        wanted = [name for front in self.fronts for name in (front.x, front.y) if name in _DATAPATH_METRICS]
+        if wanted and not any(point.has_integer_sums for point in points):
+            msg = (
+                f"no point has {wanted[0]!r} for the front: all have several scales within a sum (weight "
+                "groups or block formats), and such a datapath is not costed"
+            )
+            raise UsageError(msg, given=wanted[0], expected=["weight_memory_kib", "weight_bits"])
+        return self
+
     @classmethod
     def load(cls, path: Path, overrides: Iterable[str] = ()) -> Study:
         """The study of a TOML (or resolved JSON) file, with ``key=value`` overrides.
@@ -224,7 +274,8 @@ class Study(_Section):
                 calibration_images=workload.calibration_images,
                 evaluation_images=workload.evaluation_images,
             )
-        for point in {(p.weights, p.activations): p for p in self.points()}.values():
+        # The settings of all points were checked when the study was read; what is left is the datapath.
+        for point in {(p.weights, p.activations): p for p in self.points() if p.has_integer_sums}.values():
             check_point(point)
 
     def points(self) -> list[DesignPoint]:
@@ -232,7 +283,16 @@ class Study(_Section):
         together, since they share what the recipe makes of the float network."""
         q, h = self.quantization, self.hardware
         recipes = dict.fromkeys(q.recipe)
-        variants = list(itertools.product(q.integer_weights, q.weight_scale, q.activation_scale, q.bias))
+        variants = list(
+            itertools.product(
+                q.integer_weights,
+                q.weight_scale,
+                q.weight_group,
+                q.activation_scale,
+                q.activation_granularity,
+                q.bias,
+            )
+        )
         return [
             DesignPoint(
                 workload=workload.name,
@@ -252,12 +312,32 @@ class Study(_Section):
                 dot_length=h.dot_length,
                 part=h.part,
                 seed=seed,
+                weight_group=group if isinstance(group, int) else None,
+                activation_granularity=granularity,
             )
             for workload in self.workloads
             for seed, recipe in itertools.product(dict.fromkeys(self.seed), recipes)
             for weights, activations in self.formats.resolve()
-            for integer_weights, weight_scale, activation_scale, bias in variants
+            for integer_weights, weight_scale, group, activation_scale, granularity, bias in variants
         ]
+
+
+def _check_choices(point: DesignPoint) -> None:
+    """Raises :class:`UsageError` for choices that cannot go together."""
+    settings_of(point)
+    steps = [step.name for step in Recipe.parse(point.recipe).steps]
+    if "gain_correction" not in steps:
+        return
+    if point.weight_group is not None or isinstance(point.weight_format, BlockFormat):
+        unfit = f"weights {point.weights}" + (
+            f" in groups of {point.weight_group}" if point.weight_group else ""
+        )
+    elif point.weight_scale == "mse_power_of_two":
+        unfit = "weight_scale 'mse_power_of_two'"
+    else:
+        return
+    msg = f"gain_correction gives each channel's one scale a factor of its own; it does not go with {unfit}"
+    raise UsageError(msg, given=unfit, expected=["a recipe without gain_correction"])
 
 
 def _read(path: Path) -> dict[str, Any]:

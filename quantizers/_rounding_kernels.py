@@ -20,6 +20,9 @@ _EXPONENT_MASK = np.int32(0x7F800000)
 # Lowest exponent bit and mantissa: what tells a tie between two powers of two.
 _PARITY_AND_MANTISSA = np.int32(0x00FFFFFF)
 _HALF = np.int32(0x00400000)
+_MAGNITUDE_MASK = np.int32(0x7FFFFFFF)
+# No block has this exponent; half of it still is that of a normal number.
+_NAN_BLOCK = np.int32(200)
 # Parallel lanes of the error sums: enough to hide the latency of an addition, and a fixed order of
 # additions on every machine.
 _LANES = 64
@@ -88,6 +91,82 @@ def round_range(x, out, scales, inner, start, stop, steps):  # type: ignore[no-u
         for i in range(start, end):
             out[i] = _nearest(x[i] / scale, steps) * scale
         start = end
+
+
+@_jit
+def block_range(x, out, block, largest_exponent, shift, start, stop, steps):  # type: ignore[no-untyped-def]
+    """Blocks of *block* values along axis 1, each with its own power of two, for ``start <= row < stop``.
+
+    The power is ``floor(log2 max|x|) - largest_exponent`` (that of the largest element), between -127
+    and 127 after *shift* is taken from it.
+
+    Args:
+        x, out: float32 ``(rows, length, inner)``, contiguous.
+    """
+    _, length, inner = x.shape
+    exponents = np.empty(inner, np.int32)
+    for row in range(start, stop):
+        for first in range(0, length, block):
+            last = min(first + block, length)
+            exponents[:] = 0
+            for j in range(first, last):
+                bits = x[row, j].view(np.int32)
+                for i in range(inner):
+                    exponents[i] = max(exponents[i], np.int32(bits[i] & _MAGNITUDE_MASK))
+            for i in range(inner):
+                exponents[i] = _shared_exponent(exponents[i], largest_exponent, shift)
+            for j in range(first, last):
+                values, rounded = x[row, j], out[row, j]
+                for i in range(inner):
+                    rounded[i] = _nearest_in_block(values[i], exponents[i], steps)
+
+
+@_jit
+def row_block_range(x, out, block, largest_exponent, shift, start, stop, steps):  # type: ignore[no-untyped-def]
+    """The same for rows ``(rows, length)``, where the loop has to go along the blocks to be fast."""
+    length = x.shape[1]
+    codes = x.view(np.int32)
+    exponents = np.empty(length, np.int32)
+    for row in range(start, stop):
+        for first in range(0, length, block):
+            bits = codes[row, first : first + block]
+            largest = np.int32(0)
+            for j in range(bits.size):
+                largest = max(largest, np.int32(bits[j] & _MAGNITUDE_MASK))
+            exponents[first : first + block] = _shared_exponent(largest, largest_exponent, shift)
+        values, rounded = x[row], out[row]
+        for i in range(length):
+            rounded[i] = _nearest_in_block(values[i], exponents[i], steps)
+
+
+@_jit
+def _nearest_in_block(value, exponent, steps):  # type: ignore[no-untyped-def]
+    """*value* rounded to the grid times ``2**exponent``.
+
+    In two steps each way: the power of a block of tiny values has no inverse in float32.
+    """
+    half = np.int32(exponent >> 1)
+    rest = np.int32(exponent - half)
+    small = np.float32(np.float32(value * _power(-half)) * _power(-rest))
+    nearest = np.float32(np.float32(_nearest(small, steps) * _power(half)) * _power(rest))
+    return nearest if exponent != _NAN_BLOCK else np.float32(np.nan)
+
+
+@_jit
+def _power(exponent):  # type: ignore[no-untyped-def]
+    """``2**exponent`` for exponents of normal numbers."""
+    return np.int32((np.int32(exponent) + np.int32(127)) << 23).view(np.float32)
+
+
+@_jit
+def _shared_exponent(magnitude, largest_exponent, shift):  # type: ignore[no-untyped-def]
+    """The exponent of a block whose largest magnitude has these bits; ``_NAN_BLOCK`` for a NaN."""
+    if magnitude > _EXPONENT_MASK:
+        return _NAN_BLOCK
+    if magnitude == _EXPONENT_MASK:  # infinity: beyond every scale
+        return np.int32(127 + shift)
+    exponent = (magnitude >> 23) - 127 - largest_exponent - shift
+    return np.int32(min(max(exponent, -127), 127) + shift)
 
 
 @_jit

@@ -59,6 +59,9 @@ def safe_accumulator_bits(quantized: QuantizedModel) -> dict[str, int]:
 
     Returns:
         Bits, sign included and at least 2, by layer name in the order in which the layers run.
+
+    Raises:
+        UsageError: a layer has several scales within a sum, so that no integers add up to it.
     """
     return {layer.name: _safe_bits(layer, _brevitas_layer(quantized, layer)) for layer in quantized.layers}
 
@@ -90,13 +93,10 @@ def with_accumulator(
         layers: names of those that get the accumulator; all that have weights if not given.
 
     Raises:
-        UsageError: *bits* or *overflow* is not possible, or a layer has no weights or does not exist.
+        UsageError: *bits* or *overflow* is not possible, a layer has no weights or does not exist, or has
+            several scales within a sum or scales of its inputs that are found at run time.
     """
-    if overflow not in _OVERFLOWS:
-        raise unknown_choice("overflow", overflow, _OVERFLOWS)
-    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits < _NARROWEST_BITS):
-        msg = f"accumulator bits must be an integer of at least {_NARROWEST_BITS}, or None, not {bits!r}"
-        raise UsageError(msg, given=repr(bits), expected=["2, 3, 4, ...", "None"])
+    check_accumulator(bits, overflow)
     chosen = _chosen(quantized, layers)
     result = copy.deepcopy(quantized)
     replacements: dict[nn.Module, nn.Module] = {}
@@ -107,6 +107,16 @@ def with_accumulator(
         replacements[present] = layer if safe else AccumulatorLayer(layer, summary, bits, overflow)
     replace_modules(result, replacements)
     return result.eval()
+
+
+def check_accumulator(bits: int | None, overflow: str) -> Overflow:
+    """*overflow*; raises :class:`UsageError` where :func:`with_accumulator` would."""
+    if overflow not in _OVERFLOWS:
+        raise unknown_choice("overflow", overflow, _OVERFLOWS)
+    if bits is not None and (isinstance(bits, bool) or not isinstance(bits, int) or bits < _NARROWEST_BITS):
+        msg = f"accumulator bits must be an integer of at least {_NARROWEST_BITS}, or None, not {bits!r}"
+        raise UsageError(msg, given=repr(bits), expected=["2, 3, 4, ...", "None"])
+    return overflow  # type: ignore[return-value]
 
 
 def _chosen(quantized: QuantizedModel, names: Collection[str] | None) -> list[LayerSummary]:
@@ -225,6 +235,14 @@ def _safe_bits(summary: LayerSummary, layer: nn.Module) -> int:
 
 def _ends(summary: LayerSummary, layer: nn.Module) -> tuple[int, int]:
     """The smallest and the largest sum that any inputs make, over all channels; at most and least 0."""
+    if not summary.has_integer_sums:
+        msg = (
+            f"layer {summary.name!r} has several scales within a sum (groups of weights, blocks of inputs): "
+            "no accumulator of integers adds its products"
+        )
+        raise UsageError(
+            msg, given=summary.name, expected=["one weight scale per channel", "no block formats"]
+        )
     smallest, largest = _code_range(summary.activation_format)
     if not summary.weights:
         products = [a * b for a in (smallest, largest) for b in _code_range(summary.weight_format)]

@@ -9,6 +9,9 @@ and its GPTQ does nothing where scales follow the weights.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +23,18 @@ from brevitas.quant.scaled_int import Int8ActPerTensorFloat, Int8WeightPerChanne
 from torch import Tensor, nn
 
 from quantizers.errors import UsageError
-from quantizers.formats import IntegerFormat, MinifloatFormat, ScalarFormat, Specials, TernaryFormat
-from quantizers.torch_rounding import fake_quantize
+from quantizers.formats import (
+    BlockFormat,
+    IntegerFormat,
+    MinifloatFormat,
+    ScalarFormat,
+    Specials,
+    TernaryFormat,
+)
+from quantizers.torch_rounding import fake_quantize, round_blocks_torch, row_scales
 
 Injector = type[ExtendedInjector]
+Rounding = Callable[[Tensor, ScalarFormat, Tensor], tuple[Tensor, Tensor]]
 
 # Metadata only: what a bias may need at most (see quantizers.quantize).
 _BIAS_BITS = 32
@@ -46,9 +57,10 @@ class _Arithmetic(nn.Module):
     rounding all weights of a network again costs a percent of its evaluation.
     """
 
-    def __init__(self, number_format: ScalarFormat, scaling_init: Tensor) -> None:
+    def __init__(self, number_format: ScalarFormat, scaling_init: Tensor, rounding: Rounding) -> None:
         super().__init__()
         self.number_format = number_format
+        self.rounding = rounding
         self.scale = nn.Parameter(scaling_init.clone())
         self.input_view_impl = nn.Identity()
 
@@ -60,13 +72,18 @@ class _Arithmetic(nn.Module):
     def _metadata(self, *values: float) -> tuple[Tensor, ...]:
         return tuple(self.scale.new_tensor(value) for value in values)
 
+    def rounded(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The rounded values and their scale."""
+        return self.rounding(x, self.number_format, self.scale)
+
 
 class IntegerArithmetic(_Arithmetic):
     """Returns value, scale, zero point and bit width, as ``RescalingIntQuant`` does."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        value, scale = self.rounded(x)
         zero_point, bits = self._metadata(0, self.number_format.bits)
-        return fake_quantize(x, self.number_format, self.scale), self.scale, zero_point, bits
+        return value, scale, zero_point, bits
 
 
 class MinifloatArithmetic(_Arithmetic):
@@ -79,7 +96,7 @@ class MinifloatArithmetic(_Arithmetic):
             raise UsageError(msg, given=fmt, expected=["a minifloat"])
         metadata = self._metadata(0, fmt.exponent_bits, fmt.mantissa_bits, fmt.exponent_bias)
         infinities, nans = _special_mantissas(fmt)
-        return fake_quantize(x, fmt, self.scale), self.scale, *metadata, True, infinities, nans
+        return *self.rounded(x), *metadata, True, infinities, nans
 
 
 class AccumulatorBias(nn.Module):
@@ -104,13 +121,47 @@ class AccumulatorBias(nn.Module):
 
 
 def weight_quantizer(fmt: ScalarFormat, scales: Tensor) -> Injector:
-    """A weight quantizer; *scales* ``(C, 1, ...)`` has as many axes as the weight."""
-    return _fast(plain_weight_quantizer(fmt, scales), fmt)
+    """A weight quantizer; *scales* ``(C, 1, ...)`` or those of every weight, in the shape of the weight."""
+    return _fast(plain_weight_quantizer(fmt, scales), fmt, _with_frozen_scale)
 
 
 def activation_quantizer(fmt: ScalarFormat, scale: float) -> Injector:
     """An input quantizer with one scale for the tensor."""
-    return _fast(plain_activation_quantizer(fmt, scale), fmt)
+    return _fast(plain_activation_quantizer(fmt, scale), fmt, _with_frozen_scale)
+
+
+def token_quantizer(fmt: ScalarFormat) -> Injector:
+    """An input quantizer with one scale per row of the last axis, found at run time.
+
+    See :func:`quantizers.torch_rounding.row_scales`. The scale in its quantized tensors is ``(..., 1)``.
+    """
+    return _fast(plain_activation_quantizer(fmt, math.nan), fmt, _with_row_scales)
+
+
+def block_quantizer(fmt: BlockFormat, axis: int) -> Injector:
+    """An input quantizer to a block format, its blocks along *axis*, with scales found at run time.
+
+    The scale in its quantized tensors is NaN: there is none that all elements share.
+    """
+    plain = plain_activation_quantizer(fmt.element, math.nan)
+    return _fast(plain, fmt.element, partial(_in_blocks, block_format=fmt, axis=axis))
+
+
+def _with_frozen_scale(x: Tensor, fmt: ScalarFormat, scale: Tensor) -> tuple[Tensor, Tensor]:
+    return fake_quantize(x, fmt, scale), scale
+
+
+def _with_row_scales(x: Tensor, fmt: ScalarFormat, scale: Tensor) -> tuple[Tensor, Tensor]:
+    del scale
+    scales = row_scales(x, fmt)
+    return fake_quantize(x, fmt, scales), scales
+
+
+def _in_blocks(
+    x: Tensor, fmt: ScalarFormat, scale: Tensor, *, block_format: BlockFormat, axis: int
+) -> tuple[Tensor, Tensor]:
+    del fmt
+    return round_blocks_torch(x, block_format, axis), scale
 
 
 def bias_quantizer(steps: Tensor) -> Injector:
@@ -137,9 +188,9 @@ def plain_activation_quantizer(fmt: ScalarFormat, scale: float) -> Injector:
     return base.let(scaling_init=torch.tensor(scale), **_frozen_scale(), **_format_settings(fmt))
 
 
-def _fast(plain: Injector, fmt: ScalarFormat) -> Injector:
+def _fast(plain: Injector, fmt: ScalarFormat, rounding: Rounding) -> Injector:
     arithmetic = MinifloatArithmetic if isinstance(fmt, MinifloatFormat) else IntegerArithmetic
-    return plain.let(tensor_quant=arithmetic, number_format=fmt)
+    return plain.let(tensor_quant=arithmetic, number_format=fmt, rounding=rounding)
 
 
 def _frozen_scale() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from quantizers.formats import ScalarFormat
 from quantizers.recording import tensors
 from quantizers.rounding import quantization_error
-from quantizers.scales import largest_value_scale, least_error_scale
+from quantizers.scales import largest_value_scale, least_error_power_of_two, least_error_scale
 
 # Kept per input: enough of the body for a mean squared error within a percent, and all of the tail
 # that a clipping threshold can be about.
@@ -30,11 +30,13 @@ class TensorStatistics:
         tail: the values of largest magnitude, every one of them, by falling magnitude.
         body: a random sample of the rest; empty where the tail holds everything.
         count: how many values the tensor had.
+        axes: how many axes a batch of it had; 0 where that is not known.
     """
 
     tail: npt.NDArray[np.float32]
     body: npt.NDArray[np.float32]
     count: int
+    axes: int = 0
 
     @property
     def largest(self) -> float:
@@ -65,10 +67,11 @@ class TensorStatistics:
             error = error + weight * quantization_error(self.body[None, :], fmt, scales)
         return error
 
-    def mse_scale(self, fmt: ScalarFormat) -> float:
-        """The scale of least squared error; 1 for a tensor of zeros."""
+    def mse_scale(self, fmt: ScalarFormat, *, power_of_two: bool = False) -> float:
+        """The scale of least squared error, or the power of two of least; 1 for a tensor of zeros."""
         largest = np.array([self.largest], dtype=np.float32)
-        return float(least_error_scale(largest, fmt, lambda s: self.squared_error(fmt, s), self.count)[0])
+        search = least_error_power_of_two if power_of_two else least_error_scale
+        return float(search(largest, fmt, lambda s: self.squared_error(fmt, s), self.count)[0])
 
     def percentile_scale(self, fmt: ScalarFormat, percentile: float) -> float:
         """The scale that clips at a percentile of the magnitude; at the largest where that is zero."""
@@ -86,9 +89,11 @@ class _Sampler:
         self._tail = torch.empty(0)
         self._threshold = -1.0
         self._count = 0
+        self._axes = 0
         self._rate: float | None = None
 
     def add(self, x: Tensor) -> None:
+        self._axes = x.dim()
         values = x.detach().reshape(-1).float()
         if self._rate is None:
             self._rate = _BODY_VALUES / (self._batches * values.numel())
@@ -107,9 +112,10 @@ class _Sampler:
     def finish(self) -> TensorStatistics:
         tail = self._tail[self._tail.abs().argsort(descending=True, stable=True)].numpy()
         if self._count == tail.size:
-            return TensorStatistics(tail, np.empty(0, np.float32), self._count)
+            return TensorStatistics(tail, np.empty(0, np.float32), self._count, self._axes)
         body = torch.cat(self._body)
-        return TensorStatistics(tail, body[body.abs() <= self._threshold].numpy(), self._count)
+        body = body[body.abs() <= self._threshold]
+        return TensorStatistics(tail, body.numpy(), self._count, self._axes)
 
 
 def collect_statistics(

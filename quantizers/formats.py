@@ -40,6 +40,7 @@ MAX_MANTISSA_BITS = 7
 MAX_ABS_BIAS = 31
 
 MX_BLOCK_SIZE = 32
+MX_SCALE_BITS = 8
 _E8M0_BIAS = 127
 _E8M0_NAN = 255
 
@@ -97,6 +98,11 @@ class Format(ABC):
     @abstractmethod
     def round(self, x: npt.ArrayLike, *, saturate: bool = True) -> FloatArray:
         """The nearest value of the format for each element of *x* (ties to the even code)."""
+
+    @property
+    @abstractmethod
+    def unsigned_counterpart(self) -> Format:
+        """What values that are never negative are stored in, in as many bits."""
 
     def __str__(self) -> str:
         return self.name
@@ -480,7 +486,12 @@ class BlockFormat(Format):
 
     @property
     def bits_per_value(self) -> float:
-        return self.element.bits + 8 / self.block_size
+        return self.element.bits + MX_SCALE_BITS / self.block_size
+
+    @property
+    def unsigned_counterpart(self) -> BlockFormat:
+        """The format itself: OCP MX v1.0 has no unsigned elements."""
+        return self
 
     def round(self, x: npt.ArrayLike, *, saturate: bool = True) -> FloatArray:
         """The values of *x* (blocks along the last axis) after conversion. Always saturates."""
@@ -492,6 +503,10 @@ class BlockFormat(Format):
         rounded = np.ldexp(self.element.round(np.ldexp(blocks, -exponent)), exponent)
         rounded = np.where(np.isnan(blocks).any(axis=-1, keepdims=True), np.nan, rounded)
         return self._join(rounded, length).astype(dtype)
+
+    def scale_factors(self, x: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """What the element values of each block are multiplied by: powers of two, ``(..., blocks)``."""
+        return np.ldexp(1.0, self._scale_exponents(self._split(np.asarray(x))[0])[..., 0])
 
     def encode(self, x: npt.ArrayLike) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
         """E8M0 scale codes ``(..., ceil(n / block_size))`` and element codes ``(..., n)``."""

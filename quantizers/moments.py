@@ -76,14 +76,15 @@ class MomentSums:
     def add(self, inputs: Tensor, float_inputs: Tensor | None = None) -> None:
         """One batch of inputs, with the same batch's inputs in the float network where they differ."""
         places = self._places(inputs)
-        rows = input_rows(self._layer, inputs, places)
-        others = rows if float_inputs is None else input_rows(self._layer, float_inputs, places)
+        # In float64, so that the sums do not depend on how many images a batch has.
+        rows = input_rows(self._layer, inputs, places).double()
         self._count += rows.shape[1]
-        self._gram += (rows.mT @ rows).double()
-        self._mean += rows.sum(1).double()
+        self._gram += rows.mT @ rows
+        self._mean += rows.sum(1)
         if float_inputs is not None:
-            self._cross += (rows.mT @ others).double()
-            self._float_mean += others.sum(1).double()
+            others = input_rows(self._layer, float_inputs, places).double()
+            self._cross += rows.mT @ others
+            self._float_mean += others.sum(1)
 
     def finish(self, *, paired: bool) -> Moments:
         """The moments; *paired* tells whether float inputs came too."""

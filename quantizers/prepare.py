@@ -17,11 +17,11 @@ from quantizers.attention import MatMul, unfold_attention
 from quantizers.calibration import TensorStatistics, collect_statistics
 from quantizers.errors import BitfrontError, UsageError
 from quantizers.folding import fold_batch_norms, is_plain, use_plain_convolutions
-from quantizers.formats import ScalarFormat
+from quantizers.formats import BlockFormat, Format
 from quantizers.moments import Moments, float_moments
 from quantizers.nonnegative import Signs
 from quantizers.recording import Entry, Exit, Operation, Recording, record
-from quantizers.scales import weight_scales
+from quantizers.scales import grouped_order, weight_scales
 
 # Recording keeps every intermediate tensor; two images show all there is to see.
 _RECORDED_IMAGES = 2
@@ -92,7 +92,9 @@ class PreparedModel:
     float_products: tuple[str, ...]
     batches: tuple[Tensor, ...]
     seed: int
-    _weight_scales: dict[tuple[str, str, str], npt.NDArray[np.float32]] = field(default_factory=dict)
+    _weight_scales: dict[tuple[str, str, str, int | None], npt.NDArray[np.float32]] = field(
+        default_factory=dict
+    )
 
     @cached_property
     def moments(self) -> dict[str, Moments]:
@@ -100,13 +102,20 @@ class PreparedModel:
         weighted = [layer.name for layer in self.layers if layer.weights]
         return float_moments(self.model, weighted, self.batches, self.seed)
 
-    def weight_scales(self, layer: str, fmt: ScalarFormat, criterion: str) -> npt.NDArray[np.float32]:
-        """The scales of a layer's weights, one per output channel; searched once, then remembered."""
-        key = (layer, fmt.name, criterion)
+    def weight_scales(
+        self, layer: str, fmt: Format, criterion: str, group: int | None = None
+    ) -> npt.NDArray[np.float32]:
+        """The scales of a layer's weights; searched once, then remembered.
+
+        One per output channel, ``(channels,)``; for a *group* or a block format one per group of its
+        features, ``(channels, groups)``, in the order of :func:`quantizers.scales.grouped_order`.
+        """
+        key = (layer, fmt.name, criterion, group)
         if key not in self._weight_scales:
-            weight: Tensor = self.model.get_submodule(layer).weight  # type: ignore[assignment]
-            flat = weight.detach().flatten(1).numpy()
-            self._weight_scales[key] = weight_scales(flat, fmt, criterion)
+            weight: Tensor = self.model.get_submodule(layer).weight.detach()  # type: ignore[operator]
+            in_groups = group is not None or isinstance(fmt, BlockFormat)
+            flat = grouped_order(weight.numpy()) if in_groups else weight.flatten(1).numpy()
+            self._weight_scales[key] = weight_scales(flat, fmt, criterion, group)
         return self._weight_scales[key]
 
 

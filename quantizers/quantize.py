@@ -8,20 +8,39 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import brevitas.nn as qnn
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from quantizers.brevitas_quantizers import (
+    Injector,
     activation_quantizer,
     bias_quantizer,
+    block_quantizer,
+    token_quantizer,
     weight_quantizer,
 )
 from quantizers.errors import UsageError, unknown_choice
 from quantizers.folding import replace_modules
-from quantizers.formats import Format, IntegerFormat, ScalarFormat, TernaryFormat
+from quantizers.formats import (
+    MX_SCALE_BITS,
+    BlockFormat,
+    Format,
+    IntegerFormat,
+    ScalarFormat,
+    TernaryFormat,
+)
 from quantizers.prepare import ComputeLayer, PreparedModel
+from quantizers.scales import scales_of_weights
 
 _INT8 = IntegerFormat(8)
+_WEIGHT_SCALES = ("mse", "max", "mse_power_of_two", "mean")
+_ACTIVATION_SCALES = ("mse", "percentile", "mse_power_of_two")
+# Of a group of weights: float32, as everywhere.
+_GROUP_SCALE_BITS = 32
+# (batch, token, feature) and more.
+_AXES_WITH_TOKENS = 3
 
 
 @dataclass(frozen=True)
@@ -29,14 +48,32 @@ class QuantizationSettings:
     """Which formats a model gets, and how scales are chosen.
 
     Attributes:
-        weights, activations: signed scalar formats of all layers but the first and the last.
-        edge_weights, edge_activations: those of the first and the last layer with weights.
+        weights, activations: signed scalar formats or block formats of all layers but the first and the
+            last. Blocks of weights run as those of *weight_group* do; their scales come from the float
+            weights. Blocks of activations run along the dot product: the last axis of a linear layer's
+            input, the channels (axis 1) of a convolution's, the last axis of a matmul's first input
+            and the last but one of its second; their scales are found at run time.
+        edge_weights, edge_activations: signed scalar formats of the first and the last layer with
+            weights; *weight_group* and *activation_granularity* leave these two layers alone.
         integer_weights: ``narrow`` leaves the most negative code of integer weights unused, ``full``
             uses it. The datapath is the same; narrow keeps the mean of low-bit weights.
-        weight_scale: per output channel, the least squared error or the largest weight.
-        activation_scale: per tensor, the least squared error or a percentile of the magnitude.
+        weight_scale: per output channel or group of features; see
+            :func:`quantizers.scales.weight_scales`. ``mean`` is for ternary weights; layers with
+            weights in other formats get ``mse`` then. A block format has a rule of its own.
+        weight_group: how many features of an output channel share a scale, the last group of a channel
+            possibly fewer; all of them if not given. Groups run through the flattened features with the
+            input channels fastest, one place of a convolution's kernel after the other.
+        activation_scale: per tensor, the least squared error, the same among powers of two, or a
+            percentile of the magnitude.
         percentile: in percent, for ``activation_scale="percentile"``.
-        bias: ``fixed`` rounds to the accumulator's least significant bit; ``float`` leaves it. A
+        activation_granularity: ``tensor`` for scales per tensor, found in advance; ``token`` for one per
+            row of the last axis, found at run time: the row's largest magnitude becomes the largest
+            value. Rows are tokens in the inputs of linear layers with three axes or more, and in the
+            first input of a matmul; its second input, and layers without tokens (convolutions, linear
+            layers with two axes) keep a scale per tensor.
+        bias: ``fixed`` rounds to the accumulator's least significant bit; ``float`` leaves it. It is
+            left in float, too, where the sum has no least significant bit known in advance: in layers
+            with several weight scales in a channel or with input scales found at run time. A
             fixed bias never needs more bits than the products of its channel can: where a channel
             is practically dead (weights near zero, as pruned by training), its scale is raised to
             ``|bias| / (dot length * largest weight * largest activation)``.
@@ -46,14 +83,16 @@ class QuantizationSettings:
         UsageError: a format or choice that cannot be used.
     """
 
-    weights: ScalarFormat
-    activations: ScalarFormat
+    weights: Format
+    activations: Format
     edge_weights: ScalarFormat = _INT8
     edge_activations: ScalarFormat = _INT8
     integer_weights: Literal["narrow", "full"] = "narrow"
-    weight_scale: Literal["mse", "max"] = "mse"
-    activation_scale: Literal["mse", "percentile"] = "mse"
+    weight_scale: Literal["mse", "max", "mse_power_of_two", "mean"] = "mse"
+    weight_group: int | None = None
+    activation_scale: Literal["mse", "percentile", "mse_power_of_two"] = "mse"
     percentile: float = 99.999
+    activation_granularity: Literal["tensor", "token"] = "tensor"
     bias: Literal["fixed", "float"] = "fixed"
     unsigned_activations: bool = True
 
@@ -62,8 +101,9 @@ class QuantizationSettings:
             _check_format(role, getattr(self, role))
         for choice, known in (
             ("integer_weights", ("narrow", "full")),
-            ("weight_scale", ("mse", "max")),
-            ("activation_scale", ("mse", "percentile")),
+            ("weight_scale", _WEIGHT_SCALES),
+            ("activation_scale", _ACTIVATION_SCALES),
+            ("activation_granularity", ("tensor", "token")),
             ("bias", ("fixed", "float")),
         ):
             if getattr(self, choice) not in known:
@@ -71,9 +111,35 @@ class QuantizationSettings:
         if not 0 < self.percentile <= 100:
             msg = f"percentile must be above 0 and at most 100, not {self.percentile}"
             raise UsageError(msg, given=self.percentile, expected=["99.999"])
+        self._check_scales()
+
+    def _check_scales(self) -> None:
+        group = self.weight_group
+        if group is not None and (type(group) is not int or group < 1):
+            msg = f"weight_group must be a positive number of features, not {group!r}"
+            raise UsageError(msg, given=group, expected=["32", "64", "128"])
+        if group is not None and isinstance(self.weights, BlockFormat):
+            size = self.weights.block_size
+            msg = (
+                f"weight_group {group} does not go with weights {self.weights}: "
+                f"its blocks of {size} have scales of their own"
+            )
+            raise UsageError(msg, given=group, expected=["no weight_group", "a scalar format"])
+        if self.activation_granularity == "token" and isinstance(self.activations, BlockFormat):
+            size = self.activations.block_size
+            msg = (
+                "activation_granularity 'token' does not go with activations "
+                f"{self.activations}: its blocks of {size} have scales of their own"
+            )
+            raise UsageError(msg, given="token", expected=["tensor", "a scalar format"])
+        if self.weight_scale == "mean" and not isinstance(self.weights, TernaryFormat):
+            msg = f"weight_scale 'mean' is for ternary weights, not {self.weights}"
+            raise UsageError(msg, given="mean", expected=["mse", "ternary weights"])
 
 
 def _check_format(role: str, fmt: Format) -> None:
+    if isinstance(fmt, BlockFormat) and role in ("weights", "activations"):
+        return
     if not isinstance(fmt, ScalarFormat):
         msg = f"{role} cannot be {fmt}: its scales are shared between elements; use a scalar format"
         raise UsageError(msg, given=fmt, expected=["int8", "e4m3"])
@@ -91,10 +157,15 @@ class LayerSummary:
 
     Attributes:
         name, kind, weights, dot_length, macs: see :class:`quantizers.prepare.ComputeLayer`.
-        weight_format: of the weights; of a matmul's second input.
-        activation_format: of the input, with its sign bit only where it is needed.
+        weight_format: of the weights; of a matmul's second input. Of a block format, its elements.
+        activation_format: of the input, with its sign bit only where it is needed; likewise.
         bias_terms: how many products of the largest codes the largest bias is worth, rounded up: what
-            it adds to *dot_length* in the bound of the accumulator.
+            it adds to *dot_length* in the bound of the accumulator. 0 where the products have no scale
+            known in advance: there the bias is added after the scales.
+        weight_group: features that share a weight scale; ``None`` where all of a channel do.
+        weight_scale_bits: bits of all scales that are stored with the weights, beyond one per channel.
+        input_scales: ``tensor``: known in advance; ``token`` or ``block``: found at run time. A matmul's
+            second input has ``tensor`` where its first has ``token``.
     """
 
     name: str
@@ -105,6 +176,29 @@ class LayerSummary:
     bias_terms: int
     dot_length: int
     macs: int
+    weight_group: int | None = None
+    weight_scale_bits: int = 0
+    input_scales: Literal["tensor", "token", "block"] = "tensor"
+
+    @property
+    def has_integer_sums(self) -> bool:
+        """Whether the products of one output are integers of one unit: what one accumulator can add."""
+        return self.weight_group is None and self.input_scales != "block"
+
+    @property
+    def has_known_step(self) -> bool:
+        """Whether that unit is known in advance, too."""
+        return self.weight_group is None and self.input_scales == "tensor"
+
+
+@dataclass(frozen=True)
+class _Input:
+    """How one input of a layer is quantized: *scale* is ``None`` where it is found at run time."""
+
+    fmt: ScalarFormat
+    quantizer: Injector
+    scale: float | None
+    scales: Literal["tensor", "token", "block"]
 
 
 class QuantMatMul(nn.Module):
@@ -159,103 +253,154 @@ def layer_summary(quantized: QuantizedModel) -> list[LayerSummary]:
 def _weighted(
     layer: ComputeLayer, module: nn.Module, prepared: PreparedModel, settings: QuantizationSettings
 ) -> tuple[nn.Module, LayerSummary]:
-    fmt = _used_range(settings.edge_weights if layer.edge else settings.weights, settings)
-    activation, scale = _activation(layer, 0, prepared, settings)
+    stored = settings.edge_weights if layer.edge else settings.weights
+    fmt = _used_range(stored, settings)
+    inputs = _input(layer, 0, prepared, settings)
     weight: Tensor = module.weight  # type: ignore[assignment]
     bias: Tensor | None = module.bias  # type: ignore[assignment]
-    fixed = bias is not None and settings.bias == "fixed"
-    scales = torch.from_numpy(prepared.weight_scales(layer.name, fmt, settings.weight_scale))
-    if fixed and bias is not None:
-        largest_sum = layer.dot_length * fmt.maximum * activation.maximum * scale
+    scales, group = _weight_scales(layer, prepared, settings)
+    grouped = scales.shape[1] > 1
+    fixed = bias is not None and settings.bias == "fixed" and inputs.scale is not None and not grouped
+    per_weight = torch.from_numpy(scales_of_weights(scales, group, tuple(weight.shape)))
+    channel_scales = torch.from_numpy(scales[:, 0])
+    bias_quant = None
+    if fixed and bias is not None and inputs.scale is not None:
+        largest_sum = layer.dot_length * fmt.maximum * inputs.fmt.maximum * inputs.scale
         needed = (bias.double().abs() / largest_sum).float()
         # Upwards, so that the bias is not a rounding error above the largest sum.
-        scales = torch.maximum(scales, torch.where(needed > 0, needed.nextafter(torch.tensor(math.inf)), 0))
-    steps = scales.double() * scale * 2.0 ** (fmt.grid.lsb_exponent + activation.grid.lsb_exponent)
-    quantized = _layer_like(
+        needed = torch.where(needed > 0, needed.nextafter(torch.tensor(math.inf)), 0)
+        if settings.weight_scale == "mse_power_of_two" or isinstance(stored, BlockFormat):
+            needed = torch.where(needed > 0, needed.log2().ceil().exp2(), 0)
+        channel_scales = torch.maximum(channel_scales, needed)
+        lsb = 2.0 ** (fmt.grid.lsb_exponent + inputs.fmt.grid.lsb_exponent)
+        bias_quant = bias_quantizer(channel_scales.double() * inputs.scale * lsb)
+    broadcast = channel_scales.reshape(-1, *[1] * (weight.dim() - 1))
+    quantized: Any = _layer_like(
         module,
-        weight_quant=weight_quantizer(fmt, scales.reshape(-1, *[1] * (weight.dim() - 1))),
-        input_quant=activation_quantizer(activation, scale),
-        bias_quant=bias_quantizer(steps) if fixed else None,
+        weight_quant=weight_quantizer(fmt, per_weight if grouped else broadcast),
+        input_quant=inputs.quantizer,
+        bias_quant=bias_quant,
     )
-    if fixed:
-        # A tensor is all that the layer needs, and what keeps Brevitas from comparing C x C scales.
-        quantized.bias_quant.skip_create_quant_tensor = True  # type: ignore[union-attr]
-    return quantized, _summary(layer, fmt, activation, _bias_terms(quantized, fmt, activation))
+    # Brevitas computes a scale of the output from quantized tensors: C x C of them for a fixed bias,
+    # and none that means anything for groups and scales of run time. Tensors are all the layer needs.
+    quantized.bias_quant.skip_create_quant_tensor = fixed
+    quantized.weight_quant.skip_create_quant_tensor = grouped or inputs.scale is None
+    scale_bits = MX_SCALE_BITS if isinstance(stored, BlockFormat) else _GROUP_SCALE_BITS
+    summary = replace(
+        _summary(layer, fmt, inputs),
+        weight_group=group if grouped else None,
+        weight_scale_bits=scales.size * scale_bits if grouped else 0,
+    )
+    return quantized, replace(summary, bias_terms=_bias_terms(quantized, summary))
+
+
+def _weight_scales(
+    layer: ComputeLayer, prepared: PreparedModel, settings: QuantizationSettings
+) -> tuple[npt.NDArray[np.float32], int]:
+    """Scales ``(channels, groups)`` of a layer's weights, and the features in a group."""
+    stored = settings.edge_weights if layer.edge else settings.weights
+    if isinstance(stored, BlockFormat):
+        return prepared.weight_scales(layer.name, stored, "block"), stored.block_size
+    fmt = _used_range(stored, settings)
+    ternary = isinstance(fmt, TernaryFormat)
+    criterion = "mse" if settings.weight_scale == "mean" and not ternary else settings.weight_scale
+    group = None if layer.edge else settings.weight_group
+    if group is None or group >= layer.dot_length:
+        return prepared.weight_scales(layer.name, fmt, criterion)[:, None], layer.dot_length
+    return prepared.weight_scales(layer.name, fmt, criterion, group), group
 
 
 def weight_scale(layer: nn.Module) -> Tensor:
-    """The scales of a quantized layer's weights, one per output channel, with as many axes as the weight."""
+    """The scales of a quantized layer's weights, with as many axes as these.
+
+    One per output channel, ``(channels, 1, ...)``; in groups that of every weight, in their shape.
+    """
     scale: Tensor = layer.weight_quant.tensor_quant.scale  # type: ignore[union-attr, assignment]
     return scale.detach()
 
 
 def input_scale(layer: nn.Module) -> float:
-    """The scale of a quantized layer's input."""
+    """The scale of a quantized layer's input.
+
+    Raises:
+        UsageError: there is none: scales are found at run time.
+    """
     proxy = layer.input_quant.fused_activation_quant_proxy  # type: ignore[union-attr]
-    return float(proxy.tensor_quant.scale)  # type: ignore[union-attr, arg-type]
+    scale = float(proxy.tensor_quant.scale.detach())  # type: ignore[union-attr, operator]
+    if math.isnan(scale):
+        msg = "this layer's input has no scale of its own: its scales are found at run time"
+        raise UsageError(msg, given="scales of tokens or blocks", expected=["one scale per tensor"])
+    return scale
 
 
 def summarize(quantized: QuantizedModel) -> None:
     """Bring the summaries up to date with biases that have been changed since."""
     quantized.layers = [
-        replace(layer, bias_terms=_bias_terms(module, layer.weight_format, layer.activation_format))
-        if layer.weights
-        else layer
+        replace(layer, bias_terms=_bias_terms(module, layer)) if layer.weights else layer
         for layer in quantized.layers
         for module in [quantized.network.get_submodule(layer.name)]
     ]
 
 
-def _bias_terms(layer: nn.Module, fmt: ScalarFormat, activation: ScalarFormat) -> int:
-    if layer.bias is None:
+def _bias_terms(layer: nn.Module, summary: LayerSummary) -> int:
+    if layer.bias is None or not summary.has_known_step:
         return 0
     steps = input_scale(layer) * weight_scale(layer).double().flatten()
-    largest_product = fmt.maximum * activation.maximum * steps
+    largest_product = summary.weight_format.maximum * summary.activation_format.maximum * steps
     return math.ceil(float((layer.bias.double().abs() / largest_product).max()))  # type: ignore[operator]
 
 
-def _used_range(stored: ScalarFormat, settings: QuantizationSettings) -> ScalarFormat:
-    """The values that weights take in the format in which they are stored."""
+def _used_range(stored: Format, settings: QuantizationSettings) -> ScalarFormat:
+    """The values that weights take in the format in which they are stored, before their scales."""
+    if isinstance(stored, BlockFormat):
+        return stored.element
     if isinstance(stored, IntegerFormat) and settings.integer_weights == "narrow":
         return replace(stored, narrow=True)
-    return stored
+    return stored  # type: ignore[return-value]  # the settings have checked it
 
 
 def _matmul(
     layer: ComputeLayer, prepared: PreparedModel, settings: QuantizationSettings
 ) -> tuple[nn.Module, LayerSummary]:
-    left, left_scale = _activation(layer, 0, prepared, settings)
-    right, right_scale = _activation(layer, 1, prepared, settings)
-    module = QuantMatMul(activation_quantizer(left, left_scale), activation_quantizer(right, right_scale))
-    return module, _summary(layer, right, left, 0)
+    left, right = (_input(layer, operand, prepared, settings) for operand in (0, 1))
+    return QuantMatMul(left.quantizer, right.quantizer), _summary(layer, right.fmt, left)
 
 
-def _summary(
-    layer: ComputeLayer, weight: ScalarFormat, activation: ScalarFormat, bias_terms: int
-) -> LayerSummary:
+def _summary(layer: ComputeLayer, weight: ScalarFormat, inputs: _Input) -> LayerSummary:
     return LayerSummary(
         name=layer.name,
         kind=layer.kind,
         weight_format=weight,
-        activation_format=activation,
+        activation_format=inputs.fmt,
         weights=layer.weights,
-        bias_terms=bias_terms,
+        bias_terms=0,
         dot_length=layer.dot_length,
         macs=layer.macs,
+        input_scales=inputs.scales,
     )
 
 
-def _activation(
+def _input(
     layer: ComputeLayer, operand: int, prepared: PreparedModel, settings: QuantizationSettings
-) -> tuple[ScalarFormat, float]:
-    """The format and scale of one input of a layer."""
+) -> _Input:
+    """The format and quantizer of one input of a layer."""
     fmt = settings.edge_activations if layer.edge else settings.activations
     if settings.unsigned_activations and layer.nonnegative[operand]:
         fmt = fmt.unsigned_counterpart
+    if isinstance(fmt, BlockFormat):
+        along_channels = 1 if layer.kind.startswith("conv") else -1
+        axis = -2 if operand else along_channels
+        return _Input(fmt.element, block_quantizer(fmt, axis), None, "block")
+    scalar: ScalarFormat = fmt  # type: ignore[assignment]  # the settings have checked it
     statistics = prepared.statistics[layer.name][operand]
+    with_tokens = layer.kind in ("linear", "matmul") and statistics.axes >= _AXES_WITH_TOKENS
+    if settings.activation_granularity == "token" and with_tokens and not layer.edge and not operand:
+        return _Input(scalar, token_quantizer(scalar), None, "token")
     if settings.activation_scale == "percentile":
-        return fmt, statistics.percentile_scale(fmt, settings.percentile)
-    return fmt, statistics.mse_scale(fmt)
+        scale = statistics.percentile_scale(scalar, settings.percentile)
+    else:
+        scale = statistics.mse_scale(scalar, power_of_two=settings.activation_scale == "mse_power_of_two")
+    return _Input(scalar, activation_quantizer(scalar, scale), scale, "tensor")
 
 
 def _layer_like(module: nn.Module, **quantizers: Any) -> nn.Module:

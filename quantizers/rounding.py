@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from quantizers.errors import UsageError
-from quantizers.formats import ScalarFormat
+from quantizers.formats import BlockFormat, ScalarFormat
 
 try:
     import numba
@@ -47,7 +47,9 @@ def round_scaled(
     Args:
         x: any shape. Contiguous float32 in any order of axes (C, Fortran, channels last) is read in
             place; other dtypes and layouts are first copied to contiguous float32.
-        scale: one value, or one per channel of axis 0: shape ``(C,)`` or ``(C, 1, ..., 1)``.
+        scale: one value, one per channel of axis 0 (shape ``(C,)``), or one for every place of the first
+            axes: the first sizes of *x*, then ones. So ``(C, 1, ..., 1)`` is one per channel, ``(*rows,
+            1)`` one per row, and the shape of *x* one per element.
         out: where to put the result: float32 of the shape of *x*; may be *x* itself.
 
     Returns:
@@ -68,8 +70,9 @@ def round_scaled(
         with np.errstate(all="ignore"):
             np.multiply(fmt.round(array / scales), scales, out=out)
         return out
+    leading = _scaled_axes(scales.shape)
     scales = np.ascontiguousarray(scales.reshape(-1))
-    order = _storage_order(array, per_channel=scales.size > 1)
+    order = _storage_order(array, leading)
     source, target = array.transpose(order), out.transpose(order)
     if target.flags.c_contiguous:
         _round_flat(np.ascontiguousarray(source).reshape(-1), target.reshape(-1), scales, fmt)
@@ -77,6 +80,45 @@ def round_scaled(
         flat = np.array(source, order="C").reshape(-1)
         _round_flat(flat, flat, scales, fmt)
         target[...] = flat.reshape(target.shape)
+    return out
+
+
+def round_blocks(x: npt.ArrayLike, fmt: BlockFormat, axis: int = -1) -> Float32Array:
+    """*x* in a block format with its blocks along *axis*: bit for bit ``fmt.round`` there, in float32.
+
+    Args:
+        x: any shape of at least one axis. C-contiguous float32 is read in place, anything else copied
+            to that first.
+
+    Returns:
+        float32 of the shape of *x*, C-contiguous.
+
+    Raises:
+        UsageError: *x* has no such axis.
+    """
+    array = np.ascontiguousarray(x, dtype=np.float32)
+    if np.ndim(x) == 0 or not -array.ndim <= axis < array.ndim:
+        msg = f"x of shape {np.shape(x)} has no axis {axis} for the blocks of {fmt}"
+        raise UsageError(msg, given=axis, expected=[f"an axis of {np.shape(x)}"])
+    if not HAVE_KERNELS:
+        rounded = fmt.round(np.moveaxis(array, axis, -1)).astype(np.float32)
+        return np.ascontiguousarray(np.moveaxis(rounded, -1, axis))
+    out = np.empty_like(array)
+    if not array.size:
+        return out
+    axis %= array.ndim
+    length, inner = array.shape[axis], math.prod(array.shape[axis + 1 :])
+    kernel = _kernels.block_range if inner > 1 else _kernels.row_block_range
+    shape = (-1, length, inner) if inner > 1 else (-1, length)
+    source, target = array.reshape(shape), out.reshape(shape)
+    steps, largest = _steps(fmt.element), math.frexp(fmt.element.maximum)[1] - 1
+    _share(
+        lambda start, stop: kernel(
+            source, target, fmt.block_size, largest, fmt.element_exponent, start, stop, steps
+        ),
+        len(source),
+        work_per_item=length * inner,
+    )
     return out
 
 
@@ -125,28 +167,36 @@ def _error_by_definition(x: Float32Array, fmt: ScalarFormat, scales: Float32Arra
 
 
 def scale_shape(scale: tuple[int, ...], x: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape in which a scale of shape *scale* broadcasts along axis 0 of an *x* of shape *x*.
+    """The shape in which a scale of shape *scale* broadcasts against an *x* of shape *x*.
 
     Raises:
-        UsageError: it is neither one value nor one per channel.
+        UsageError: it is neither one value, nor one per channel of axis 0 or per place of the first axes.
     """
     if math.prod(scale) == 1:
         return (1,) * len(x)
-    vector, column = x[:1], x[:1] + (1,) * (len(x) - 1)
-    if x and scale in (vector, column):
-        return column
-    expected = ["one value", *dict.fromkeys(str(shape) for shape in (vector, column) if shape)]
+    places = [x[:axes] + (1,) * (len(x) - axes) for axes in range(1, len(x) + 1)]
+    if x and scale == x[:1]:
+        return places[0]
+    if scale in places:
+        return scale
+    expected = ["one value", *dict.fromkeys(str(shape) for shape in (x[:1], *places) if shape)]
     msg = f"a scale of shape {scale} does not fit x of shape {x}; expected {' or '.join(expected)}"
     raise UsageError(msg, given=scale, expected=expected)
 
 
-def _storage_order(array: npt.NDArray[Any], *, per_channel: bool) -> tuple[int, ...]:
-    """The order of axes in which the array can be read straight through, where there is one."""
+def _scaled_axes(scale: tuple[int, ...]) -> int:
+    """How many of the first axes a scale of this shape has values along."""
+    return max((axis + 1 for axis, size in enumerate(scale) if size != 1), default=0)
+
+
+def _storage_order(array: npt.NDArray[Any], leading: int) -> tuple[int, ...]:
+    """The order of axes in which the array can be read straight through, where there is one that keeps
+    the first *leading* axes first."""
     natural = tuple(range(array.ndim))
     if array.flags.c_contiguous:
         return natural
     order = tuple(sorted(natural, key=lambda axis: -array.strides[axis]))
-    usable = array.transpose(order).flags.c_contiguous and not (per_channel and order[0] != 0)
+    usable = array.transpose(order).flags.c_contiguous and order[:leading] == natural[:leading]
     return order if usable else natural
 
 

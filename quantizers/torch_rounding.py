@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quantizers import rounding
 from quantizers.errors import UsageError
-from quantizers.formats import ScalarFormat
+from quantizers.formats import BlockFormat, ScalarFormat
 
 
 def fake_quantize(x: Tensor, fmt: ScalarFormat, scale: Tensor | float) -> Tensor:
@@ -27,7 +27,7 @@ def fake_quantize(x: Tensor, fmt: ScalarFormat, scale: Tensor | float) -> Tensor
     Args:
         x: any shape and memory layout, which the result keeps. float16 and bfloat16 are computed in
             float32 and rounded back at the end; float64 is computed in float64.
-        scale: one value, or one per channel of axis 0: shape ``(C,)`` or ``(C, 1, ..., 1)``.
+        scale: as in :func:`quantizers.rounding.round_scaled`.
 
     Raises:
         UsageError: *scale* does not fit *x*, or *x* is not a floating-point tensor.
@@ -42,6 +42,22 @@ def fake_quantize(x: Tensor, fmt: ScalarFormat, scale: Tensor | float) -> Tensor
         result: Tensor = _FakeQuantize.apply(x, shaped, fmt)
         return result
     return _forward(x.detach(), shaped.detach(), fmt)
+
+
+def row_scales(x: Tensor, fmt: ScalarFormat) -> Tensor:
+    """One scale per row of the last axis, ``(..., 1)``: its largest magnitude becomes the largest value.
+
+    ``max|x| / maximum``, rounded once in the dtype of *x*; 1 where that is below the smallest normal
+    number, so that a row of zeros stays zeros.
+    """
+    scales = x.detach().abs().amax(-1, keepdim=True) / fmt.maximum
+    return torch.where(scales < torch.finfo(x.dtype).tiny, torch.ones_like(scales), scales)
+
+
+def round_blocks_torch(x: Tensor, fmt: BlockFormat, axis: int) -> Tensor:
+    """*x* in a block format with its blocks along *axis*, on the CPU; gradients pass as they are."""
+    rounded = torch.from_numpy(rounding.round_blocks(x.detach().float().numpy(), fmt, axis)).to(x.dtype)
+    return rounded + (x - x.detach()) if torch.is_grad_enabled() and x.requires_grad else rounded
 
 
 def round_scaled_torch(x: Tensor, fmt: ScalarFormat, scale: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from dse.metrics import Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
-from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
+from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL, RECIPE_COLOURS
 from reports.text import pair_label
 
 _SIZE_INCHES = (6.4, 4.2)
@@ -93,3 +93,27 @@ def _error_lengths(rows: pd.DataFrame, of: Metric) -> np.ndarray | None:
         return None
     centre = scaled(rows[of.name], of)
     return np.stack([centre - scaled(rows[low], of), scaled(rows[high], of) - centre])
+
+
+def draw_gains(axes: Axes, points: pd.DataFrame) -> None:
+    """Mean accuracy of each recipe against the bits of weights and activations, by family.
+
+    *points* are those of one workload; the mean is over all formats and seeds of a family.
+    """
+    widths = sorted({(row.weight_bits, row.activation_bits) for row in points.itertuples()})
+    places = {pair: index for index, pair in enumerate(widths)}
+    recipes = list(points["recipe"].unique())
+    colours = dict(zip(recipes, RECIPE_COLOURS * len(recipes), strict=False))
+    for (family, recipe), rows in points.groupby(["family", "recipe"], sort=False):
+        means = rows.groupby(["weight_bits", "activation_bits"])["accuracy"].mean()
+        axes.plot(
+            [places[pair] for pair in means.index],
+            100 * means,
+            marker=FAMILY_MARKS[str(family)][1],
+            linestyle="-" if family == "integer" else "--",
+            color=colours[str(recipe)],
+            label=f"{family}, {recipe}",
+        )
+    axes.set_xticks(range(len(widths)), [f"W{w:.0f}A{a:.0f}" for w, a in widths], rotation=60)
+    axes.set_ylabel("mean accuracy (%)")
+    axes.legend(fontsize=7)

@@ -10,6 +10,7 @@ FAMILY_COLOURS = {
     "ternary": "#CC79A7",
     "mx": "#56B4E9",
 }
+RECIPE_COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00"]
 FRONT_OF_ALL = "#333333"
 FLOAT_LINE = "#777777"
 

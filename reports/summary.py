@@ -70,10 +70,10 @@ def recipe_gains(table: pd.DataFrame) -> list[dict[str, Any]]:
     """
     if "recipe" not in table or table["recipe"].nunique() < 2 or ROUND not in set(table["recipe"]):
         return []
-    same = [*_WIDTHS, "family", "weights", "activations", "seed", "weight_scale", "activation_scale",
-            "integer_weights", "bias"]  # fmt: skip
-    base = table[table["recipe"] == ROUND].set_index(same)["accuracy"].rename("rounded")
-    joined = table.join(base, on=same, how="inner")
+    same = [name for name in (*_CHOICES, "seed") if name in table and name != "recipe"]
+    base = table.loc[table["recipe"] == ROUND, [*same, "accuracy"]]
+    # Unlike join, merge takes two absent values (no percentile, no weight groups) for the same.
+    joined = table.merge(base.rename(columns={"accuracy": "rounded"}), on=same, how="inner")
     joined["gain"] = 100 * (joined["accuracy"] - joined["rounded"])
     rows = []
     for (workload, weight_bits, activation_bits, family), points in joined.groupby([*_WIDTHS, "family"]):

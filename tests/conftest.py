@@ -23,7 +23,17 @@ def private_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """A real sweep of four points on 200 images of the small residual network."""
+    """A real sweep of three points on 200 images of the small residual network."""
+    return _small_run(tmp_path_factory.mktemp("runs") / "small", ["round"])
+
+
+@pytest.fixture(scope="session")
+def run_of_recipes(tmp_path_factory):
+    """The same points with two recipes."""
+    return _small_run(tmp_path_factory.mktemp("runs") / "recipes", ["round", "gptq + bias_correction"])
+
+
+def _small_run(folder, recipes):
     from dse.study import Study
     from dse.sweep import run
 
@@ -34,8 +44,9 @@ def finished_run(tmp_path_factory):
                 {"name": "fmnist-resnet", "calibration_images": 64, "evaluation_images": 200},
             ],
             "formats": {"families": ["integer", "minifloat"], "bits": [3]},
+            "quantization": {"recipe": recipes},
             "hardware": {"dot_length": 1024},
             "fronts": [{"x": "luts", "y": "accuracy"}, {"x": "weight_memory_kib", "y": "accuracy"}],
         }
     )
-    return run(study, tmp_path_factory.mktemp("runs") / "small")
+    return run(study, folder)

@@ -1,6 +1,7 @@
 """Numba loops of the layer solvers: one output channel after the other, releasing the GIL.
 
 Channels do not depend on each other once the moments are known, so each is solved alone, in float64.
+*scales* has the shape of the weights: one scale per column of each channel.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def gptq(weights, factor, scales, steps):  # type: ignore[no-untyped-def]
     for channel in range(channels):
         row, scale = weights[channel], scales[channel]
         for j in range(n):
-            rounded = round_one(row[j], scale, steps)
+            rounded = round_one(row[j], scale[j], steps)
             error = (row[j] - rounded) / factor[j, j]
             row[j] = rounded
             for k in range(j + 1, n):
@@ -43,7 +44,7 @@ def gpfq(weights, gram, cross, scales, steps, out):  # type: ignore[no-untyped-d
             wanted = cross[t, t] * row[t]
             for s in range(t):
                 wanted += cross[t, s] * row[s] - gram[t, s] * chosen[s]
-            chosen[t] = round_one(wanted / gram[t, t], scale, steps)
+            chosen[t] = round_one(wanted / gram[t, t], scale[t], steps)
 
 
 @_jit
@@ -58,7 +59,7 @@ def coordinate_descent(rounded, residual, gram, scales, steps, sweeps):  # type:
         for _ in range(sweeps):
             moved = False
             for j in range(n):
-                new = round_one(row[j] + r[j] / gram[j, j], scale, steps)
+                new = round_one(row[j] + r[j] / gram[j, j], scale[j], steps)
                 change = new - row[j]
                 # Equal within rounding: a move must pay, or two values could alternate.
                 if change != 0.0 and change * (2.0 * r[j] - change * gram[j, j]) > 0.0:

@@ -43,13 +43,13 @@ class CoordinateDescent(Step):
         gram, cross = damped(problem.moments_for_weights(self.inputs), self.damping, self.target)
         rounded = problem.rounded.copy()
         residual = problem.weights @ cross.transpose(0, 2, 1) - rounded @ gram
-        steps = kernel_steps(problem.fmt.grid)
+        scales, steps = problem.column_scales, kernel_steps(problem.fmt.grid)
         for group in range(len(rounded)):
             kernels.coordinate_descent(
                 rounded[group],
                 np.ascontiguousarray(residual[group]),
                 np.ascontiguousarray(gram[group]),
-                problem.scales[group],
+                np.ascontiguousarray(scales[group]),
                 steps,
                 self.sweeps,
             )

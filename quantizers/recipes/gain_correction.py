@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from quantizers.moments import Array, Moments
+from quantizers.moments import Array
 from quantizers.recipes.problem import LayerProblem
 from quantizers.recipes.steps import CORRECTING, Inputs, Step, check_range
 

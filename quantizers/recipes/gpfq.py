@@ -38,7 +38,7 @@ class Gpfq(Step):
 
     def solve(self, problem: LayerProblem) -> None:
         gram, cross = damped(problem.moments_for_weights(self.inputs), self.damping, "float")
-        rounded = np.empty_like(problem.weights)
+        rounded, scales = np.empty_like(problem.weights), problem.column_scales
         for group in range(len(rounded)):
             columns = column_order(gram[group], self.order)
             square = np.ix_(columns, columns)
@@ -47,7 +47,7 @@ class Gpfq(Step):
                 np.ascontiguousarray(problem.weights[group][:, columns]),
                 np.ascontiguousarray(gram[group][square]),
                 np.ascontiguousarray(cross[group][square]),
-                problem.scales[group],
+                np.ascontiguousarray(scales[group][:, columns]),
                 kernel_steps(problem.fmt.grid),
                 chosen,
             )

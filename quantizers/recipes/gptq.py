@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from quantizers._rounding_kernels import kernel_steps
 from quantizers.moments import Array
@@ -52,12 +53,12 @@ class Gptq(Step):
         for group in range(len(start)):
             columns = column_order(gram[group], self.order)
             rounded[group][:, columns] = gptq_round(
-                start[group][:, columns], gram[group][np.ix_(columns, columns)], problem, group
+                start[group][:, columns], gram[group][np.ix_(columns, columns)], problem, group, columns
             )
         problem.rounded = rounded
 
 
-def column_order(gram: Array, order: Order) -> np.ndarray:
+def column_order(gram: Array, order: Order) -> npt.NDArray[np.intp]:
     """Columns by falling input energy (stable), or as given."""
     return np.argsort(-np.diag(gram), kind="stable") if order == "activation" else np.arange(len(gram))
 
@@ -70,9 +71,12 @@ def best_weights(weights: Array, gram: Array, cross: Array) -> Array:
     return best.astype(np.float64, copy=False)
 
 
-def gptq_round(start: Array, gram: Array, problem: LayerProblem, group: int) -> Array:
-    """*start* ``(channels, n)`` rounded in the order of its columns."""
+def gptq_round(
+    start: Array, gram: Array, problem: LayerProblem, group: int, columns: npt.NDArray[np.intp]
+) -> Array:
+    """*start* ``(channels, n)`` rounded in its order: *columns* tells which of the problem's they are."""
+    scales = np.ascontiguousarray(problem.column_scales[group][:, columns])
     factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(gram)).T)
     rounded = np.ascontiguousarray(start)
-    kernels.gptq(rounded, factor, problem.scales[group], kernel_steps(problem.fmt.grid))
+    kernels.gptq(rounded, factor, scales, kernel_steps(problem.fmt.grid))
     return rounded

@@ -60,7 +60,7 @@ class LearnedRounding(Step):
     def solve(self, problem: LayerProblem) -> None:
         gram, cross = damped(problem.moments_for_weights(self.inputs), self.damping, self.target)
         wanted = problem.weights @ cross.transpose(0, 2, 1)
-        low, high = neighbours(problem.weights, problem.fmt, problem.scales[..., None])
+        low, high = neighbours(problem.weights, problem.fmt, problem.column_scales)
         with torch.enable_grad():
             up = self._learn(
                 _float(low), _float(high), _float(gram), _float(wanted),

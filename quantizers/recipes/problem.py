@@ -29,7 +29,8 @@ class LayerProblem:
     Attributes:
         name: of the layer.
         fmt: of the weights.
-        scales: ``(groups, channels)``, frozen.
+        scales: ``(groups, channels)``, or ``(groups, channels, features)``: that of every weight, where
+            groups of the features have their own; frozen.
         weights: ``(groups, channels, features)``: those of the float network.
         rounded: the weights on the grid as they stand; at first rounded to nearest.
         bias_shift: ``(groups, channels)``: what is to be added to the bias.
@@ -60,14 +61,17 @@ class LayerProblem:
         float_moments: Moments,
         moments: Moments | None,
     ) -> LayerProblem:
-        """The problem of a layer's weight ``(out, in / groups, ...)`` with scales of one per out."""
+        """The problem of a layer's weight ``(out, in / groups, ...)``.
+
+        *scales* has one value per out, or those of every weight in the shape of *weight*.
+        """
         channels = weight.shape[0] // groups
         shape = (groups, channels, -1)
         weights = weight.detach().double().reshape(shape).numpy().copy()
         problem = cls(
             name=name,
             fmt=fmt,
-            scales=scales.detach().float().reshape(groups, channels).numpy().copy(),
+            scales=_scales(scales, weight, groups),
             weights=weights,
             rounded=weights,
             bias_shift=np.zeros((groups, channels)),
@@ -79,8 +83,13 @@ class LayerProblem:
 
     def nearest(self, values: Array) -> Array:
         """*values* ``(groups, channels, features)`` on the grid."""
-        flat = values.reshape(-1, values.shape[-1])
-        return round_scaled(flat, self.fmt, self.scales.reshape(-1)).astype(np.float64).reshape(values.shape)
+        scales = self.scales.reshape(*self.scales.shape[:2], -1)
+        return round_scaled(values, self.fmt, scales).astype(np.float64)
+
+    @property
+    def column_scales(self) -> npt.NDArray[np.float32]:
+        """The scale of every weight: a view ``(groups, channels, features)``."""
+        return np.broadcast_to(self.scales.reshape(*self.scales.shape[:2], -1), self.weights.shape)
 
     def moments_of(self, inputs: str) -> Moments:
         """The moments with ``float`` or ``quantized`` inputs."""
@@ -101,6 +110,11 @@ class LayerProblem:
         both = np.einsum("gci,gij,gcj->", q, m.gram, q, optimize=True)
         mixed = np.einsum("gci,gij,gcj->", q, m.cross, w, optimize=True)
         return float(both - 2 * mixed + energy) / energy if energy > 0 else 0.0
+
+
+def _scales(scales: Tensor, weight: Tensor, groups: int) -> npt.NDArray[np.float32]:
+    of_weights = [-1] if scales.numel() > weight.shape[0] else []
+    return scales.detach().float().reshape(groups, weight.shape[0] // groups, *of_weights).numpy().copy()
 
 
 def damped(moments: Moments, damping: float, target: str) -> tuple[Array, Array]:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from quantizers.moments import Array
 from quantizers.recipes.gptq import Order, column_order, gptq_round
 from quantizers.recipes.problem import LayerProblem, damped
 from quantizers.recipes.steps import ROUNDING, Inputs, Step, check_range
+from quantizers.rounding import round_scaled
 
 
 @dataclass(frozen=True)
@@ -42,21 +44,30 @@ class Qronos(Step):
             columns = column_order(gram[group], self.order)
             square = np.ix_(columns, columns)
             rounded[group][:, columns] = self._round(
-                problem.weights[group][:, columns], gram[group][square], cross[group][square], problem, group
+                problem.weights[group][:, columns],
+                gram[group][square],
+                cross[group][square],
+                problem,
+                group,
+                columns,
             )
         problem.rounded = rounded
 
     @staticmethod
-    def _round(weights: Array, gram: Array, cross: Array, problem: LayerProblem, group: int) -> Array:
+    def _round(
+        weights: Array,
+        gram: Array,
+        cross: Array,
+        problem: LayerProblem,
+        group: int,
+        columns: npt.NDArray[np.intp],
+    ) -> Array:
         wanted = weights @ cross.T
         first = (wanted[:, 0] - weights[:, 1:] @ gram[0, 1:]) / gram[0, 0]
-        values = weights.copy()
-        values[:, 0] = first
-        stacked = np.repeat(values[None], len(problem.weights), axis=0)
-        rounded = values
-        rounded[:, 0] = problem.nearest(stacked)[group][:, 0]
+        rounded = weights.copy()
+        rounded[:, 0] = round_scaled(first, problem.fmt, problem.column_scales[group][:, columns[0]])
         if gram.shape[0] > 1:
             rest = wanted[:, 1:] - rounded[:, :1] * gram[:1, 1:]
             future = np.linalg.solve(gram[1:, 1:], rest.T).T.astype(np.float64, copy=False)
-            rounded[:, 1:] = gptq_round(future, gram[1:, 1:], problem, group)
+            rounded[:, 1:] = gptq_round(future, gram[1:, 1:], problem, group, columns[1:])
         return rounded

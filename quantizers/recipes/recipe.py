@@ -35,7 +35,17 @@ from quantizers.recipes.qronos import Qronos
 from quantizers.recipes.smoothing import SmoothQuant
 from quantizers.recipes.steps import ROUND, ROUNDING, Step, parse_step
 
-_ALL = (Equalize, SmoothQuant, Gptq, Gpfq, Qronos, LearnedRounding, CoordinateDescent, GainCorrection, BiasCorrection)
+_ALL = (
+    Equalize,
+    SmoothQuant,
+    Gptq,
+    Gpfq,
+    Qronos,
+    LearnedRounding,
+    CoordinateDescent,
+    GainCorrection,
+    BiasCorrection,
+)
 STEPS: dict[str, type[Step]] = {step.name: step for step in _ALL}
 """Every step by name."""
 
@@ -94,7 +104,11 @@ class Recipe:
         written = NAMED.get(text.strip(), text)
         if written.strip() == ROUND:
             return cls()
-        return cls(tuple(parse_step(part, STEPS) for part in _JOIN.split(written)))
+        parts = _JOIN.split(written)
+        if ROUND in (part.strip() for part in parts):
+            msg = f"round is the recipe without steps, not a step: {written.strip()}"
+            raise UsageError(msg, given=written.strip(), expected=list(STEPS))
+        return cls(tuple(parse_step(part, STEPS) for part in parts))
 
     @property
     def rewrites(self) -> Recipe:

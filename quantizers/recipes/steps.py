@@ -93,9 +93,7 @@ def check_range(step: str, name: str, value: float, low: float, high: float) -> 
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return (
-        f"'{value}'" if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else str(value)
-    )
+    return repr(value)
 
 
 def parse_step(text: str, known: dict[str, type[Step]]) -> Step:
@@ -130,7 +128,7 @@ def _arguments(step: str, text: str) -> dict[str, Any]:
 
 
 def describe_step(kind: type[Step]) -> dict[str, Any]:
-    """Name, source, what it does and the parameters with their defaults."""
-    summary = (kind.__doc__ or "").strip().partition("\n")[0]
-    defaults = {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+    """Name, source, what it does and the parameters with their defaults, as they are written."""
+    summary = (kind.__doc__ or "").strip().partition("\n")[0].replace("``", "")
+    defaults = {f.name: _toml(f.default) for f in fields(kind) if f.default is not MISSING}
     return {"name": kind.name, "what": summary, "source": kind.source, "parameters": defaults}

@@ -207,3 +207,96 @@ def test_shipped_studies_resolve(name):
     study = Study.load(Path(__file__).parents[2] / "sweeps" / f"{name}.toml")
     # Integers 6 and minifloats 2+3+4+5+5+5 alone; 21 + 340 pairs of the anchor study on three networks.
     assert len(study.points()) == {"quickstart": 30, "anchor": 3 * (21 + 340)}[name]
+
+
+PAIRS = """
+name = "t"
+[[workloads]]
+name = "fmnist-vit"
+[formats]
+pairs = [["int4", "int8"]]
+[quantization]
+"""
+
+
+def test_scales_within_a_layer_are_swept(tmp_path):
+    text = PAIRS + 'weight_group = ["channel", 64]\nactivation_granularity = ["tensor", "token"]'
+    points = load(tmp_path, text).points()
+    assert [(p.label, p.weight_group, p.activation_granularity, p.has_integer_sums) for p in points] == [
+        ("int4/int8", None, "tensor", True),
+        ("int4/int8t", None, "token", True),
+        ("int4g64/int8", 64, "tensor", False),
+        ("int4g64/int8t", 64, "token", False),
+    ]
+    scales = (
+        'weight_scale = ["max", "mse_power_of_two"]\nactivation_scale = "mse_power_of_two"\nweight_group = 32'
+    )
+    points = load(tmp_path, PAIRS + scales, "fronts=[{x='weight_bits',y='accuracy'}]").points()
+    assert [(p.weight_scale, p.activation_scale, p.weight_group) for p in points] == [
+        ("max", "mse_power_of_two", 32),
+        ("mse_power_of_two", "mse_power_of_two", 32),
+    ]
+
+
+def test_block_formats_and_ternary_means(tmp_path):
+    text = PAIRS.replace('["int4", "int8"]', '["mxfp4", "mxfp6_e2m3"], ["e2m1", "e4m3"]')
+    points = load(tmp_path, text).points()
+    assert [(p.label, p.family, p.has_integer_sums) for p in points] == [
+        ("mxfp4/mxfp6_e2m3", "mx", False),
+        ("e2m1/e4m3", "minifloat", True),
+    ]
+    text = PAIRS.replace("int4", "ternary") + 'weight_scale = ["mse", "mean"]'
+    assert [p.weight_scale for p in load(tmp_path, text).points()] == ["mse", "mean"]
+
+
+NO_COST = (
+    "DIR/study.toml: study: no point has 'luts' for the front: all have several scales within a sum "
+    "(weight groups or block formats), and such a datapath is not costed"
+)
+ONE_SCALE = "gain_correction gives each channel's one scale a factor of its own; it does not go with"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["quantization.weight_group=0"],
+         "DIR/study.toml: quantization.weight_group.0: weight_group must be 'channel' or a positive number of "
+         "features, not 0"),
+        (["quantization.weight_group=true"],
+         "DIR/study.toml: quantization.weight_group.0: weight_group must be 'channel' or a positive number of "
+         "features, not True"),
+        (["quantization.activation_granularity=row"],
+         "DIR/study.toml: quantization.activation_granularity.0: unknown activation_granularity 'row'; "
+         "expected one of: tensor, token"),
+        (["formats.pairs=[['mxfp4','int8']]", "quantization.weight_group=['channel',64]"],
+         "DIR/study.toml: study: weight_group 64 does not go with weights mxfp4: its blocks of 32 have scales of "
+         "their own"),
+        (["formats.pairs=[['int4','mxfp4']]", "quantization.activation_granularity=token"],
+         "DIR/study.toml: study: activation_granularity 'token' does not go with activations mxfp4: its blocks of "
+         "32 have scales of their own"),
+        (["quantization.weight_scale=mean"],
+         "DIR/study.toml: study: weight_scale 'mean' is for ternary weights, not int4"),
+        (["quantization.edge_format=mxfp4"],
+         "DIR/study.toml: quantization.edge_format: 'mxfp4' shares scales between elements; a scalar format is "
+         "needed here, such as 'e4m3'"),
+        (["quantization.weight_group=32"], NO_COST),
+        (["formats.pairs=[['mxfp4','mxfp4'],['int4','mxint8']]"], NO_COST),
+        (["quantization.weight_group=['channel',32]", "quantization.recipe=gain_correction"],
+         f"DIR/study.toml: study: {ONE_SCALE} weights int4 in groups of 32"),
+        (["formats.pairs=[['mxfp4','int8'],['int4','int8']]", "quantization.recipe=gptq + gain_correction"],
+         f"DIR/study.toml: study: {ONE_SCALE} weights mxfp4"),
+        (["quantization.weight_scale=mse_power_of_two", "quantization.recipe=gain_correction"],
+         f"DIR/study.toml: study: {ONE_SCALE} weight_scale 'mse_power_of_two'"),
+    ],
+)  # fmt: skip
+def test_choices_that_contradict_each_other_are_refused_when_read(tmp_path, overrides, expected):
+    assert message(tmp_path, PAIRS, *overrides) == expected
+
+
+def test_formats_without_a_datapath_pass_the_check(tmp_path, monkeypatch):
+    checked = []
+    monkeypatch.setattr("dse.study.check_workload", lambda *_, **__: None)
+    monkeypatch.setattr("dse.study.check_point", lambda point: checked.append(point.label))
+    text = PAIRS.replace('["int4", "int8"]', '["mxfp4", "mxfp4"], ["e2m1", "e4m3"]')
+    load(tmp_path, text).check()
+    assert checked == ["e2m1/e4m3"]

@@ -9,11 +9,13 @@ from brevitas.quant_tensor import FloatQuantTensor, IntQuantTensor
 from quantizers.brevitas_quantizers import (
     activation_quantizer,
     bias_quantizer,
+    block_quantizer,
     plain_activation_quantizer,
     plain_weight_quantizer,
+    token_quantizer,
     weight_quantizer,
 )
-from quantizers.formats import parse_scalar_format, signed_formats
+from quantizers.formats import parse_format, parse_scalar_format, signed_formats
 
 SIGNED = [fmt for bits in range(3, 9) for fmt in signed_formats(bits)]
 ALL = [*SIGNED, *(fmt.unsigned_counterpart for fmt in SIGNED)]
@@ -147,3 +149,40 @@ class TestBias:
         with torch.no_grad():
             output = layer(torch.zeros(1, 4))
         assert output.tolist() == [[2.0, 1.0, pytest.approx(-0.3)]]
+
+
+class TestScalesOfRunTime:
+    @pytest.mark.parametrize("fmt", [*SIGNED, *(f.unsigned_counterpart for f in SIGNED)], ids=str)
+    def test_tokens(self, fmt):
+        x = torch.randn(2, 3, 40, generator=torch.Generator().manual_seed(16))
+        x = x if fmt.signed else x.abs()
+        x[0, 1] *= 1000.0
+        quantizer = qnn.QuantIdentity(token_quantizer(fmt), return_quant_tensor=True).eval()
+        with torch.no_grad():
+            found = quantizer(x)
+        scale = x.abs().amax(-1, keepdim=True) / fmt.maximum
+        assert torch.equal(found.scale, scale)
+        assert torch.equal(found.value, torch.from_numpy(fmt.round((x / scale).numpy())) * scale)
+        # Each row reaches its own largest magnitude.
+        assert torch.equal(found.value.abs().amax(-1, keepdim=True), fmt.maximum * scale)
+
+    @pytest.mark.parametrize("name", ["mxfp4", "mxfp6_e2m3", "mxfp8_e5m2", "mxint8"])
+    @pytest.mark.parametrize("axis", [1, -1])
+    def test_blocks(self, name, axis):
+        fmt = parse_format(name)
+        x = torch.randn(2, 40, 33, generator=torch.Generator().manual_seed(17))
+        quantizer = qnn.QuantIdentity(block_quantizer(fmt, axis), return_quant_tensor=True).eval()
+        with torch.no_grad():
+            found = quantizer(x)
+        expected = torch.from_numpy(fmt.round(x.movedim(axis, -1).numpy())).movedim(-1, axis)
+        assert torch.equal(found.value, expected)
+        assert found.scale.isnan().all()
+
+
+def test_weights_with_a_scale_each():
+    fmt = parse_scalar_format("int4")
+    scales = torch.tensor([[0.5, 0.5, 2.0], [1.0, 1.0, 0.25]])
+    layer = qnn.QuantLinear(3, 2, bias=False, weight_quant=weight_quantizer(fmt, scales)).eval()
+    layer.weight.data.copy_(torch.tensor([[1.3, -9.0, 5.0], [1.3, -9.0, 5.0]]))
+    with torch.no_grad():
+        assert layer.quant_weight().value.tolist() == [[1.5, -4.0, 4.0], [1.0, -8.0, 1.75]]

@@ -8,16 +8,18 @@ import torch.nn.functional as F
 from brevitas.graph.gptq import gptq_mode
 from torch import nn
 
+from quantizers.accumulator import safe_accumulator_bits, with_accumulator
 from quantizers.errors import UsageError
 from quantizers.formats import BlockFormat, parse_format, parse_scalar_format, signed_formats
 from quantizers.prepare import prepare
-from quantizers.quantize import QuantizationSettings, QuantMatMul, layer_summary, quantize
+from quantizers.quantize import QuantizationSettings, QuantMatMul, input_scale, layer_summary, quantize
+from quantizers.recipes import Recipe, quantize_by
 
 FORMATS = [fmt for bits in range(3, 9) for fmt in signed_formats(bits)]
 
 
 def settings(weights="int8", activations=None, **options):
-    parse = parse_scalar_format
+    parse = parse_format
     for edge in ("edge_weights", "edge_activations"):
         if edge in options:
             options[edge] = parse(options[edge])
@@ -240,6 +242,296 @@ class TestBias:
             )
 
 
+def ordered(weight):
+    """As groups run, independently of the library: (channels, features), input channels fastest."""
+    return weight.detach().flatten(2).transpose(1, 2).flatten(1) if weight.dim() > 2 else weight.detach()
+
+
+def rounded_weight(layer):
+    with torch.no_grad():
+        return layer.weight_quant.tensor_quant(layer.weight)[0]
+
+
+class TestGroups:
+    @pytest.mark.parametrize("name", ["int3", "e2m1", "ternary"])
+    @pytest.mark.parametrize("group", [3, 4, 5])
+    def test_weights_are_those_of_groups_on_their_own(self, prepared, name, group):
+        quantized = quantize(prepared, settings(name, "int8", weight_group=group, weight_scale="max"))
+        fmt = layer_summary(quantized)[2].weight_format
+        for place in ("depthwise", "linear", "attention.key"):
+            layer = quantized.network.get_submodule(place)
+            found, weight = ordered(rounded_weight(layer)), ordered(layer.weight)
+            for first in range(0, weight.shape[1], group):
+                part = weight[:, first : first + group]
+                scale = part.abs().amax(1, keepdim=True) / fmt.maximum
+                expected = torch.from_numpy(fmt.round((part / scale).numpy())) * scale
+                assert torch.equal(found[:, first : first + group], expected)
+
+    def test_a_convolution_with_places_and_channels(self):
+        torch.manual_seed(23)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3), nn.Flatten(), nn.Linear(20, 3))
+        quantized = quantize(prepare(model, [torch.randn(4, 3, 6, 6)]), settings("int3", weight_group=8))
+        scale = ordered(quantized.network[1].weight_quant.tensor_quant.scale)
+        assert scale.shape == (5, 36)
+        # Eight features are the four channels of two places.
+        assert [len(row.unique()) for row in scale] == [5] * 5
+        assert all(torch.equal(scale[:, i], scale[:, i // 8 * 8]) for i in range(36))
+
+    def test_a_group_of_all_features_changes_nothing(self, prepared, images):
+        plain, grouped = (quantize(prepared, settings("int3", weight_group=g)) for g in (None, 9))
+        with torch.no_grad():
+            assert torch.equal(plain(images), grouped(images))
+        assert layer_summary(grouped) == layer_summary(plain)
+
+    def test_smaller_groups_are_closer(self):
+        torch.manual_seed(24)
+        model = nn.Sequential(nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU(), nn.Linear(96, 9))
+        prepared = prepare(model, [torch.randn(64, 96)])
+        errors = []
+        for group in (None, 48, 24, 8):
+            layer = quantize(prepared, settings("int3", "int8", weight_group=group)).network[2]
+            errors.append(float((rounded_weight(layer) - layer.weight).norm()))
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < 0.9 * errors[0]
+
+    def test_summary(self, prepared):
+        layers = {x.name: x for x in layer_summary(quantize(prepared, settings("int4", weight_group=5)))}
+        depthwise, linear, stem, scores = (
+            layers[name] for name in ("depthwise", "linear", "stem", "attention.scores")
+        )
+        # Nine features are groups of five and four; eight are five and three.
+        assert (depthwise.weight_group, depthwise.weight_scale_bits) == (5, 8 * 2 * 32)
+        assert (linear.weight_group, linear.weight_scale_bits) == (5, 8 * 2 * 32)
+        assert (depthwise.has_integer_sums, depthwise.has_known_step, depthwise.bias_terms) == (
+            False,
+            False,
+            0,
+        )
+        assert (stem.weight_group, stem.weight_scale_bits, stem.has_known_step) == (None, 0, True)
+        assert stem.bias_terms > 0
+        assert scores.has_known_step
+
+    def test_bias_is_float_where_a_channel_has_several_scales(self, prepared):
+        network = quantize(prepared, settings("int4", weight_group=4)).network
+        assert not network.depthwise.bias_quant.is_quant_enabled
+        assert network.stem.bias_quant.is_quant_enabled
+        assert network.head.bias_quant.is_quant_enabled
+
+
+class TestScaleRules:
+    def test_powers_of_two(self, prepared):
+        choices = {"weight_scale": "mse_power_of_two", "activation_scale": "mse_power_of_two"}
+        quantized = quantize(prepared, settings("e2m1", "e4m3", **choices))
+        for layer in layer_summary(quantized):
+            module = quantized.network.get_submodule(layer.name)
+            if layer.weights:
+                scales = module.weight_quant.tensor_quant.scale
+                assert torch.equal(scales.log2(), scales.log2().round())
+                assert math.log2(input_scale(module)).is_integer()
+
+    def test_powers_of_two_stay_so_where_a_bias_raises_them(self):
+        torch.manual_seed(25)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+        model[0].weight.data[2] *= 1e-9
+        quantized = quantize(
+            prepare(model, [torch.randn(8, 2, 4, 4)]), settings("int8", weight_scale="mse_power_of_two")
+        )
+        scales = quantized.network[0].weight_quant.tensor_quant.scale
+        assert torch.equal(scales.log2(), scales.log2().round())
+        assert layer_summary(quantized)[0].bias_terms <= 18
+
+    @pytest.mark.parametrize("group", [None, 4])
+    def test_mean_of_ternary_weights(self, prepared, group):
+        quantized = quantize(
+            prepared, settings("ternary", "int8", weight_scale="mean", weight_group=group, bias="float")
+        )
+        layer = quantized.network.linear
+        parts = layer.weight.unflatten(1, (-1, group or 8))
+        scale = parts.abs().mean(2, keepdim=True)
+        # BitNet b1.58, equations 1 to 3.
+        expected = (parts / scale).round().clamp(-1, 1) * scale
+        torch.testing.assert_close(rounded_weight(layer), expected.flatten(1))
+
+    def test_mean_leaves_the_edges_at_least_error(self, prepared):
+        mean, mse = (
+            quantize(prepared, settings("ternary", "int8", weight_scale=s, bias="float"))
+            for s in ("mean", "mse")
+        )
+        for name in ("stem", "head"):
+            found, expected = (
+                q.network.get_submodule(name).weight_quant.tensor_quant.scale for q in (mean, mse)
+            )
+            assert torch.equal(found, expected)
+
+
+def mx(x, fmt, axis=-1):
+    return torch.from_numpy(fmt.round(x.detach().movedim(axis, -1).numpy())).movedim(-1, axis)
+
+
+class TestBlockFormats:
+    @pytest.mark.parametrize("weights", ["mxfp4", "mxfp6_e3m2", "mxint8"])
+    @pytest.mark.parametrize("activations", ["mxfp6_e2m3", "mxfp8_e4m3", "int8"])
+    def test_layers_compute_on_values_of_the_formats(self, weights, activations):
+        """Convolution over 40 channels and a linear layer, recomputed with the definition alone."""
+        torch.manual_seed(26)
+        model = nn.Sequential(
+            nn.Conv2d(3, 40, 1), nn.ReLU(), nn.Conv2d(40, 6, 3), nn.Flatten(), nn.Linear(96, 40), nn.ReLU(),
+            nn.Linear(40, 3),
+        )  # fmt: skip
+        prepared = prepare(model, [torch.randn(8, 3, 6, 6)])
+        quantized = quantize(prepared, settings(weights, activations))
+        conv, linear = quantized.network[2], quantized.network[4]
+        w, a = parse_format(weights), parse_format(activations)
+        blocks = mx(ordered(conv.weight), w).unflatten(1, (9, 40)).transpose(1, 2).reshape(conv.weight.shape)
+        image, row = torch.rand(2, 40, 6, 6), torch.randn(5, 96)
+
+        def rounded(layer, x, axis):
+            return mx(x, a, axis) if activations.startswith("mx") else layer.input_quant(x).value
+
+        with torch.no_grad():
+            bias = conv.bias_quant(conv.bias, None, None)
+            expected = F.conv2d(rounded(conv, image, 1), blocks, getattr(bias, "value", bias))
+            torch.testing.assert_close(conv(image), expected, rtol=1e-6, atol=1e-6)
+            assert torch.equal(rounded_weight(conv), blocks)
+            assert torch.equal(rounded_weight(linear), mx(linear.weight, w))
+            expected = F.linear(rounded(linear, row, -1), mx(linear.weight, w), linear.bias)
+            torch.testing.assert_close(linear(row), expected, rtol=1e-6, atol=1e-6)
+
+    def test_attention_blocks_run_along_the_dot_product(self, prepared):
+        network = quantize(prepared, settings("int8", "mxfp4")).network
+        fmt = parse_format("mxfp4")
+        left, right = torch.randn(2, 2, 40, 4), torch.randn(2, 2, 4, 40)
+        with torch.no_grad():
+            assert torch.equal(network.attention.scores(left, right), mx(left, fmt) @ mx(right, fmt, -2))
+
+    def test_edges_stay(self, prepared):
+        layers = layer_summary(quantize(prepared, settings("mxfp4", "mxfp4")))
+        formats = [(x.name, str(x.weight_format), str(x.activation_format), x.input_scales) for x in layers]
+        assert formats[0] == ("stem", "int8n", "int8", "tensor")
+        assert formats[1] == ("depthwise", "e2m1", "e2m1", "block")
+        assert formats[-1] == ("head", "int8n", "int8", "tensor")
+
+    def test_summary_counts_eight_bits_a_block(self):
+        torch.manual_seed(27)
+        model = nn.Sequential(nn.Linear(8, 70), nn.ReLU(), nn.Linear(70, 6), nn.ReLU(), nn.Linear(6, 3))
+        layer = layer_summary(quantize(prepare(model, [torch.randn(8, 8)]), settings("mxfp4", "int8")))[1]
+        assert (layer.weight_group, layer.weight_scale_bits, layer.has_integer_sums) == (32, 6 * 3 * 8, False)
+
+
+class TestTokens:
+    def test_rows_have_scales_of_their_own(self, prepared):
+        network = quantize(prepared, settings("int8", "int4", activation_granularity="token")).network
+        tokens = torch.randn(2, 7, 8) * torch.logspace(-2, 2, 7)[:, None]
+        scale = tokens.abs().amax(-1, keepdim=True) / 7
+        rows = torch.from_numpy(parse_scalar_format("int4").round((tokens / scale).numpy())) * scale
+        layer = network.linear
+        with torch.no_grad():
+            torch.testing.assert_close(
+                layer(tokens), F.linear(rows, rounded_weight(layer)), rtol=1e-6, atol=1e-6
+            )
+
+    def test_where_there_are_tokens(self, prepared):
+        quantized = quantize(prepared, settings("int8", "int4", activation_granularity="token"))
+        found = {layer.name: layer.input_scales for layer in layer_summary(quantized)}
+        tensor = {"stem", "depthwise", "head"}
+        assert found == {name: "tensor" if name in tensor else "token" for name in found}
+        scores = quantized.network.attention.scores
+        assert scores.left_quant.act_quant.fused_activation_quant_proxy.tensor_quant.scale.isnan()
+        assert scores.right_quant.act_quant.fused_activation_quant_proxy.tensor_quant.scale > 0
+        assert not quantized.network.attention.key.bias_quant.is_quant_enabled
+        assert quantized.network.depthwise.bias_quant.is_quant_enabled
+
+    def test_linear_layers_without_tokens_keep_one_scale(self):
+        torch.manual_seed(28)
+        model = nn.Sequential(nn.Linear(8, 7), nn.ReLU(), nn.Linear(7, 6), nn.ReLU(), nn.Linear(6, 3))
+        prepared, x = prepare(model, [torch.randn(8, 8)]), torch.randn(5, 8)
+        plain, by_token = (
+            quantize(prepared, settings("int4", activation_granularity=g)) for g in ("tensor", "token")
+        )
+        with torch.no_grad():
+            assert torch.equal(plain(x), by_token(x))
+        assert layer_summary(plain) == layer_summary(by_token)
+
+    def test_outlying_tokens_do_not_cost_the_others(self, prepared, images):
+        errors = {}
+        for granularity in ("tensor", "token"):
+            chosen = settings("int8", "int4", activation_granularity=granularity)
+            errors[granularity] = relative_error(prepared, quantize(prepared, chosen), images)
+        assert errors["token"] < 0.8 * errors["tensor"]
+
+    def test_there_is_no_scale_to_ask_for(self, prepared):
+        layer = quantize(prepared, settings("int8", activation_granularity="token")).network.linear
+        with pytest.raises(UsageError) as error:
+            input_scale(layer)
+        assert str(error.value) == (
+            "this layer's input has no scale of its own: its scales are found at run time"
+        )
+
+
+CHOICES = {
+    "groups": {"weights": "int3", "activations": "int8", "weight_group": 12},
+    "blocks": {"weights": "mxfp4", "activations": "mxfp6_e2m3"},
+    "ternary": {"weights": "ternary", "activations": "int8", "weight_group": 10, "weight_scale": "mean"},
+    "tokens": {"weights": "e2m1", "activations": "int6", "activation_granularity": "token"},
+    "powers": {"weights": "e2m1", "activations": "e3m2", "weight_scale": "mse_power_of_two"},
+}
+
+
+class TestRecipes:
+    """Steps of recipes leave every weight on the grid of its own scale."""
+
+    @pytest.fixture(scope="class")
+    def correlated(self):
+        torch.manual_seed(29)
+        x = torch.randn(256, 6, 8) @ torch.randn(8, 40) + 0.1 * torch.randn(256, 6, 40)
+        model = nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 4))
+        return prepare(model, [x]), x
+
+    @pytest.mark.parametrize("choice", CHOICES)
+    @pytest.mark.parametrize(
+        "recipe",
+        ["gptq", "gptq(order='given') + bias_correction", "gpfq", "qronos", "coordinate_descent",
+         "learned_rounding(iterations=100)"],
+    )  # fmt: skip
+    def test_every_step_works(self, correlated, choice, recipe):
+        prepared, x = correlated
+        chosen = settings(**CHOICES[choice])
+        plain = quantize(prepared, chosen)
+        solved = quantize_by(prepared, chosen, Recipe.parse(recipe))
+        layer = solved.network[2]
+        scale = layer.weight_quant.tensor_quant.scale.detach()
+        assert torch.equal(scale, plain.network[2].weight_quant.tensor_quant.scale)
+        assert torch.equal(rounded_weight(layer), layer.weight)
+        fmt = layer_summary(solved)[1].weight_format
+        codes = layer.weight / scale
+        torch.testing.assert_close(codes, torch.from_numpy(fmt.round(codes.numpy())), rtol=1e-6, atol=1e-6)
+        assert relative_error(prepared, solved, x) < relative_error(prepared, plain, x)
+
+
+class TestAccumulators:
+    @pytest.mark.parametrize(
+        "options", [{"weight_group": 4}, {"weights": "mxfp4"}, {"activations": "mxfp4"}], ids=str
+    )
+    def test_none_adds_products_of_several_scales(self, options):
+        torch.manual_seed(30)
+        model = nn.Sequential(nn.Linear(9, 40), nn.ReLU(), nn.Linear(40, 9), nn.ReLU(), nn.Linear(9, 3))
+        quantized = quantize(prepare(model, [torch.randn(8, 9)]), settings(**{"weights": "int4", **options}))
+        for use in (safe_accumulator_bits, lambda q: with_accumulator(q, 16)):
+            with pytest.raises(UsageError) as error:
+                use(quantized)
+            assert str(error.value) == (
+                "layer '2' has several scales within a sum (groups of weights, blocks of inputs): "
+                "no accumulator of integers adds its products"
+            )
+
+    def test_tokens_have_a_safe_width(self, prepared):
+        by_token = quantize(prepared, settings("int4", activation_granularity="token", bias="float"))
+        plain = quantize(prepared, settings("int4", bias="float"))
+        assert safe_accumulator_bits(by_token) == safe_accumulator_bits(plain)
+        with pytest.raises(UsageError, match=r"^this layer's input has no scale of its own"):
+            with_accumulator(by_token, 4)
+
+
 class TestBrevitas:
     @pytest.mark.parametrize("name", ["int4", "e2m1"])
     def test_gptq_works(self, name):
@@ -276,10 +568,6 @@ class TestBadInput:
         ("options", "message"),
         [
             (
-                {"weights": parse_format("mxfp4")},
-                "weights cannot be mxfp4: its scales are shared between elements; use a scalar format",
-            ),
-            (
                 {"edge_weights": parse_format("mxint8")},
                 "edge_weights cannot be mxint8: its scales are shared between elements; use a scalar format",
             ),
@@ -290,12 +578,29 @@ class TestBadInput:
             ),
             (
                 {"weight_scale": "mes"},
-                "unknown weight_scale 'mes' (did you mean 'mse'?); expected one of: mse, max",
+                "unknown weight_scale 'mes' (did you mean 'mse'?); "
+                "expected one of: mse, max, mse_power_of_two, mean",
             ),
             (
                 {"activation_scale": "max"},
-                "unknown activation_scale 'max'; expected one of: mse, percentile",
+                "unknown activation_scale 'max'; expected one of: mse, percentile, mse_power_of_two",
             ),
+            (
+                {"activation_granularity": "row"},
+                "unknown activation_granularity 'row'; expected one of: tensor, token",
+            ),
+            ({"weight_group": 0}, "weight_group must be a positive number of features, not 0"),
+            ({"weight_group": True}, "weight_group must be a positive number of features, not True"),
+            (
+                {"weights": parse_format("mxfp4"), "weight_group": 64},
+                "weight_group 64 does not go with weights mxfp4: its blocks of 32 have scales of their own",
+            ),
+            (
+                {"activations": parse_format("mxint8"), "activation_granularity": "token"},
+                "activation_granularity 'token' does not go with activations mxint8: its blocks of 32 have "
+                "scales of their own",
+            ),
+            ({"weight_scale": "mean"}, "weight_scale 'mean' is for ternary weights, not int8"),
             ({"bias": "int32"}, "unknown bias 'int32'; expected one of: fixed, float"),
             ({"percentile": 0.0}, "percentile must be above 0 and at most 100, not 0.0"),
             ({"percentile": float("nan")}, "percentile must be above 0 and at most 100, not nan"),

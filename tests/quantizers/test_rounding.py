@@ -14,12 +14,13 @@ import pytest
 
 from quantizers import rounding
 from quantizers.errors import UsageError
-from quantizers.formats import ScalarFormat, parse_scalar_format
-from quantizers.rounding import quantization_error, round_scaled
+from quantizers.formats import ScalarFormat, parse_format, parse_scalar_format
+from quantizers.rounding import quantization_error, round_blocks, round_scaled
 from tests.quantizers.format_samples import SCALARS, assert_same, critical_points, definition, random_floats
 
 E4M3 = parse_scalar_format("e4m3")
 SCALES = (1.0, 0.5, 0.0137, 7.3e-5, 311.7)
+BLOCKS = ["mxfp4", "mxfp6_e2m3", "mxfp6_e3m2", "mxfp8_e4m3", "mxfp8_e5m2", "mxint8"]
 FAMILIES = ["int8", "uint4", "ternary", "e4m3", "ue3m2", "e3m0", "e3m0b4", "e4m3fn", "e5m2ieee"]
 
 
@@ -76,6 +77,17 @@ class TestScales:
         scale = np.array([0.1, 0.013, 1, 3.7, 1e-3], np.float32).reshape(shape)
         assert_same(round_scaled(x, fmt, scale), definition(x, fmt, scale.reshape(5, 1, 1, 1)))
 
+    @pytest.mark.parametrize("shape", [(5, 4, 1, 1), (5, 4, 3, 1), (5, 4, 3, 7)])
+    @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (3, 1, 0, 2)])
+    def test_per_place_of_the_first_axes(self, shape, order):
+        """Rows and elements, in every layout: only one that keeps the scaled axes first is read through."""
+        rng = np.random.default_rng(2)
+        x = np.empty([(5, 4, 3, 7)[axis] for axis in order], np.float32)
+        x[...] = rng.standard_normal(x.shape)
+        x = x.transpose(np.argsort(order))
+        scale = rng.uniform(1e-3, 2, shape).astype(np.float32)
+        assert_same(round_scaled(x, E4M3, scale), definition(x, E4M3, scale))
+
     @pytest.mark.parametrize("scale", [0.3, np.float64(0.3), [0.3], np.full((1, 1, 1, 1), 0.3)])
     def test_one_value(self, scale):
         x = random_floats(24).reshape(2, 3, 4)
@@ -89,9 +101,10 @@ class TestScales:
     @pytest.mark.parametrize(
         ("scale", "shape", "expected"),
         [
-            ((3,), (4, 3), "one value or (4,) or (4, 1)"),
-            ((4, 3), (4, 3), "one value or (4,) or (4, 1)"),
-            ((1, 4), (4, 3), "one value or (4,) or (4, 1)"),
+            ((3,), (4, 3), "one value or (4,) or (4, 1) or (4, 3)"),
+            ((1, 3), (4, 3), "one value or (4,) or (4, 1) or (4, 3)"),
+            ((1, 4), (4, 3), "one value or (4,) or (4, 1) or (4, 3)"),
+            ((2, 1, 3), (2, 4, 3), "one value or (2,) or (2, 1, 1) or (2, 4, 1) or (2, 4, 3)"),
             ((2,), (), "one value"),
             ((0,), (4,), "one value or (4,)"),
         ],
@@ -225,6 +238,68 @@ class TestQuantizationError:
 def three_threads(monkeypatch):
     """Three threads for large arrays, whatever the machine and the environment."""
     monkeypatch.setattr(rounding, "_thread_count", lambda: 3)
+
+
+class TestBlocks:
+    """``BlockFormat.round`` is the definition."""
+
+    @pytest.mark.parametrize("name", BLOCKS)
+    @pytest.mark.parametrize("length", [1, 31, 32, 77, 128])
+    def test_against_the_definition_along_every_axis(self, name, length):
+        fmt, rng = parse_format(name), np.random.default_rng(length)
+        scale = np.exp2(rng.uniform(-150, 126, (40, 1)))
+        x = (rng.standard_normal((40, length)) * scale).astype(np.float32)
+        expected = fmt.round(x)
+        assert_same(round_blocks(x, fmt), expected)
+        assert_same(round_blocks(x.T.copy(), fmt, 0).T, expected)
+        in_the_middle = x.reshape(5, 8, length).transpose(0, 2, 1)
+        assert_same(round_blocks(in_the_middle, fmt, 1), expected.reshape(5, 8, length).transpose(0, 2, 1))
+
+    @pytest.mark.parametrize("name", BLOCKS)
+    @pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+    def test_special_values(self, name):
+        fmt = parse_format(name)
+        x = np.random.default_rng(3).standard_normal((7, 64)).astype(np.float32)
+        x[0, 3], x[1, 40], x[2, 9], x[3], x[4, :32] = np.nan, np.inf, -np.inf, 0.0, -0.0
+        x[5], x[6, ::2] = np.float32(1e-45), np.finfo(np.float32).max
+        for found in (round_blocks(x, fmt), round_blocks(x.T.copy(), fmt, 0).T):
+            assert_same(found, fmt.round(x))
+        assert np.isnan(round_blocks(x, fmt)[0]).tolist() == [True] * 32 + [False] * 32
+
+    @pytest.mark.parametrize("name", BLOCKS)
+    def test_any_bits(self, name):
+        x = random_floats(64_000).reshape(-1, 64)
+        with np.errstate(all="ignore"):
+            assert_same(round_blocks(x, parse_format(name)), parse_format(name).round(x))
+
+    def test_by_hand(self):
+        # The largest, 11, is 2.75 * 2**2: the scale is 2, and steps of e2m1 from 4 on are 2 * 2.
+        x = np.array([11.0, 5.0, 2.4, -0.4, 0.6], np.float32)
+        assert round_blocks(x, parse_format("mxfp4")).tolist() == [12.0, 4.0, 2.0, -0.0, 1.0]
+        assert round_blocks(np.array([1.99, 0.03], np.float32), parse_format("mxint8")).tolist() == [
+            127 / 64,
+            2 / 64,
+        ]
+
+    def test_threads_and_missing_kernels_change_nothing(self, monkeypatch, three_threads):
+        x = np.random.default_rng(4).standard_normal((40, 96, 100)).astype(np.float32)
+        fmt = parse_format("mxfp6_e3m2")
+        found = [round_blocks(x, fmt, axis) for axis in (1, 2)]
+        monkeypatch.setattr(rounding, "_thread_count", lambda: 1)
+        for axis in (1, 2):
+            assert_same(round_blocks(x, fmt, axis), found[axis - 1])
+        monkeypatch.setattr(rounding, "HAVE_KERNELS", False)
+        for axis in (1, 2):
+            assert_same(round_blocks(x, fmt, axis), found[axis - 1])
+
+    def test_nothing_to_round(self):
+        assert round_blocks(np.empty((0, 32), np.float32), parse_format("mxfp4")).shape == (0, 32)
+
+    @pytest.mark.parametrize(("shape", "axis"), [((), -1), ((2, 3), 2), ((2, 3), -3)])
+    def test_axes_that_are_not_there(self, shape, axis):
+        with pytest.raises(UsageError) as error:
+            round_blocks(np.ones(shape, np.float32), parse_format("mxfp4"), axis)
+        assert str(error.value) == f"x of shape {shape} has no axis {axis} for the blocks of mxfp4"
 
 
 class TestThreads:

@@ -8,8 +8,8 @@ import torch
 
 from quantizers import rounding
 from quantizers.errors import UsageError
-from quantizers.formats import ScalarFormat, parse_scalar_format
-from quantizers.torch_rounding import fake_quantize, round_scaled_torch
+from quantizers.formats import ScalarFormat, parse_format, parse_scalar_format
+from quantizers.torch_rounding import fake_quantize, round_blocks_torch, round_scaled_torch, row_scales
 from tests.quantizers.format_samples import SCALARS, assert_same, critical_points, definition, random_floats
 
 E4M3 = parse_scalar_format("e4m3")
@@ -90,8 +90,17 @@ class TestForward:
         with pytest.raises(UsageError) as error:
             fake_quantize(torch.ones(4, 3), E4M3, torch.ones(3))
         assert str(error.value) == (
-            "a scale of shape (3,) does not fit x of shape (4, 3); expected one value or (4,) or (4, 1)"
+            "a scale of shape (3,) does not fit x of shape (4, 3); "
+            "expected one value or (4,) or (4, 1) or (4, 3)"
         )
+
+    @pytest.mark.parametrize("kernels", [True, False])
+    def test_per_row_and_per_element(self, monkeypatch, kernels):
+        monkeypatch.setattr(rounding, "HAVE_KERNELS", kernels)
+        x = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(6))
+        for scale in (torch.rand(2, 3, 1) + 0.01, torch.rand(2, 3, 5) + 0.01):
+            expected = torch.from_numpy(E4M3.round((x / scale).numpy())) * scale
+            assert torch.equal(fake_quantize(x, E4M3, scale), expected)
 
     def test_integers_cannot_be_quantized(self):
         with pytest.raises(UsageError) as error:
@@ -169,3 +178,35 @@ class TestGradients:
         assert x.grad is not None
         assert scale.grad is not None
         assert (x.grad.dtype, scale.grad.dtype) == (torch.bfloat16, torch.float32)
+
+
+class TestRows:
+    def test_the_largest_magnitude_becomes_the_largest_value(self):
+        x = torch.tensor([[[1.0, -3.5, 0.2], [0.0, 0.0, 0.0]], [[1e-40, 0.0, 0.0], [7.0, 14.0, -1.0]]])
+        scales = row_scales(x, parse_scalar_format("int4"))
+        assert scales.tolist() == [[[0.5], [1.0]], [[1.0], [2.0]]]
+        rounded = fake_quantize(x, parse_scalar_format("int4"), scales)
+        assert rounded.tolist() == [[[1.0, -3.5, 0.0], [0.0] * 3], [[0.0] * 3, [8.0, 14.0, 0.0]]]
+
+    def test_nan_stays_in_its_row(self):
+        x = torch.tensor([[1.0, float("nan")], [1.0, 3.0]])
+        fmt = parse_scalar_format("e2m1")
+        assert fake_quantize(x, fmt, row_scales(x, fmt)).isnan().tolist() == [[True, True], [False, False]]
+
+
+class TestBlocks:
+    @pytest.mark.parametrize("axis", [1, -1, -2])
+    def test_is_that_of_the_format(self, axis):
+        x = torch.randn(2, 40, 36, generator=torch.Generator().manual_seed(7))
+        fmt = parse_format("mxfp4")
+        expected = torch.from_numpy(fmt.round(x.movedim(axis, -1).numpy())).movedim(-1, axis)
+        assert torch.equal(round_blocks_torch(x, fmt, axis), expected)
+
+    def test_gradients_pass(self):
+        x = torch.randn(3, 40, generator=torch.Generator().manual_seed(8), requires_grad=True)
+        rounded = round_blocks_torch(x, parse_format("mxfp4"), -1)
+        rounded.backward(torch.arange(120.0).reshape(3, 40))
+        assert x.grad.flatten().tolist() == list(range(120))
+        assert torch.equal(
+            rounded.detach(), torch.from_numpy(parse_format("mxfp4").round(x.detach().numpy()))
+        )
