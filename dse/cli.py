@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import json
+import os
+import shlex
+import signal
 import sys
 import webbrowser
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -15,7 +21,7 @@ from quantizers.errors import BitfrontError, UsageError
 
 EXIT_SOME_FAILED = 1
 EXIT_WRONG_USE = 2
-EXIT_INTERRUPTED = 130
+EXIT_SIGNAL = 128  # plus the signal's number, as shells have it
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,6 +36,36 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be repeated."),
 ]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the workload's images.")]
+
+
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM; not a ``KeyboardInterrupt``, which Typer swallows.
+
+    Attributes:
+        signal: which one.
+        resume: the command that goes on from here; empty where there is nothing to go on with.
+    """
+
+    def __init__(self, number: int, resume: str = "") -> None:
+        self.signal = signal.Signals(number)
+        self.resume = resume
+        kept = f"; what is finished is kept, continue with: {resume}" if resume else ""
+        super().__init__(f"stopped by {self.signal.name}{kept}")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        console.show(f"bitfront {importlib.metadata.version('bitfront')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it and exit.")
+    ] = False,
+) -> None:
+    """What belongs to no command."""
 
 
 @app.command()
@@ -50,14 +86,16 @@ def sweep(
 
     plan = Study.load(study, settings or [])
     folder = out or Path("runs") / plan.name
-    pool = make_engine(engine, workers=workers, scheduler=scheduler)
-    with pool, console.SweepProgress() as progress:
-        try:
+    try:
+        with (
+            _stdout_to_stderr(),
+            make_engine(engine, workers=workers, scheduler=scheduler) as pool,
+            console.SweepProgress() as progress,
+        ):
             result = run(plan, folder, engine=pool, progress=progress)
-        except KeyboardInterrupt:
-            console.log(f"stopped; what is finished is kept. 'dse sweep {study}' goes on from there.")
-            return EXIT_INTERRUPTED
-    report_file = write_report(result)
+        report_file = write_report(result)
+    except Stopped as stop:
+        raise Stopped(stop.signal, resume=shlex.join(["dse", *sys.argv[1:]])) from None
     if as_json:
         _print_json(
             {
@@ -106,9 +144,12 @@ def pareto(
     from dse.sweep import load_run
 
     metric(x), metric(y)
-    table = load_run(folder).table()
+    run = load_run(folder)
+    table = run.table()
     if table.empty:
         msg = f"{str(folder)!r} holds no finished point yet"
+        if run.failed:
+            msg = f"{msg}: {len(run.failed)} failed, the first with: {console.reason_of(run.failed[0])}"
         raise UsageError(msg, given=folder, expected=["a run with finished points"])
     fronts = compute_fronts(table, x, y)
     if as_json:
@@ -173,18 +214,21 @@ def accumulator(
 ) -> int:
     """Accuracy on exact integer accumulators of falling width, and the width that is always safe."""
     from dse.accumulators import accuracy_by_width
+    from dse.inspection import check_data_is_used
 
-    result = accuracy_by_width(
-        workload,
-        weights,
-        activations or weights,
-        recipe=recipe,
-        overflow=overflow,
-        bits=bits,
-        data=data,
-        evaluation_images=images,
-        progress=console.track,
-    )
+    check_data_is_used(workload, data)
+    with _stdout_to_stderr():
+        result = accuracy_by_width(
+            workload,
+            weights,
+            activations or weights,
+            recipe=recipe,
+            overflow=overflow,
+            bits=bits,
+            data=data,
+            evaluation_images=images,
+            progress=console.track,
+        )
     if as_json:
         _print_json(result.as_json())
     else:
@@ -235,47 +279,93 @@ def workloads(
     from dse.inspection import inspect_workload, workload_list
 
     if name is None:
-        listing = workload_list()
+        listing = workload_list(data)
         if as_json:
             _print_json({"workloads": listing})
         else:
             console.show_workloads(listing)
         return 0
-    facts = inspect_workload(name, data)
+    with _stdout_to_stderr():
+        facts = inspect_workload(name, data)
     if as_json:
         _print_json({"workloads": [facts]})
     else:
-        console.show_facts(facts)
+        console.show_workload(facts)
     return 0
 
 
 def main() -> NoReturn:
     """Entry point: errors become one message, or one JSON document, and an exit code."""
     try:
-        code = app(standalone_mode=False)
+        with _signals_raise():
+            code = app(standalone_mode=False)
     except BitfrontError as error:
-        code = _tell(error)
-    except KeyboardInterrupt:
-        code = EXIT_INTERRUPTED
+        given, expected = (
+            (error.given, error.expected) if isinstance(error, UsageError) else ("", list[str]())
+        )
+        _tell(f"error: {error}", given=given, expected=expected, error=str(error))
+        code = EXIT_WRONG_USE
+    except Stopped as stop:
+        _tell(str(stop), error=str(stop), expected=[stop.resume] if stop.resume else [])
+        code = EXIT_SIGNAL + stop.signal
     except Exception as error:
-        # Click's own complaints (no such option, missing argument) know how to show themselves.
-        show, exit_code = getattr(error, "show", None), getattr(error, "exit_code", None)
-        if show is None or exit_code is None:
+        # Typer's own complaints (no such option, missing argument) have no public class in common.
+        if not hasattr(error, "format_message"):
             raise
-        if _wants_json():
-            _print_json({"error": getattr(error, "message", str(error)), "given": "", "expected": []})
-        show()
-        code = exit_code
+        code = _tell_complaint(error)
     sys.exit(code or 0)
 
 
-def _tell(error: BitfrontError) -> int:
+def _tell_complaint(error: Any) -> int:
+    message = error.format_message().strip()
+    if message:  # empty where the help was shown instead
+        context = error.ctx.command_path if error.ctx else "dse"
+        _tell(
+            f"error: {message}\ntry '{context} --help'",
+            error=message,
+            given=getattr(error, "option_name", ""),
+            expected=list(getattr(error, "possibilities", None) or []),
+        )
+    return int(error.exit_code)
+
+
+def _tell(text: str, *, error: str, given: str = "", expected: list[str]) -> None:
     if _wants_json():
-        given = error.given if isinstance(error, UsageError) else ""
-        expected = error.expected if isinstance(error, UsageError) else []
-        _print_json({"error": str(error), "given": given, "expected": expected})
-    console.log(f"error: {error}")
-    return EXIT_WRONG_USE
+        _print_json({"error": error, "given": given, "expected": expected})
+    console.log(text)
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise :class:`Stopped`; one that the caller ignores (nohup, &) stays ignored."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise Stopped(number)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in handlers.items() if handler != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """Around the user's own code: what it prints, or a command that it starts, is not our output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _wants_json() -> bool:
@@ -284,7 +374,8 @@ def _wants_json() -> bool:
 
 
 def _print_json(document: Any) -> None:
-    print(json.dumps(document, indent=2, allow_nan=False))
+    # Flushed here: a reader that is gone (| head) must not be found out after the last line of code.
+    print(json.dumps(document, indent=2, allow_nan=False), flush=True)
 
 
 if __name__ == "__main__":

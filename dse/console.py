@@ -18,7 +18,7 @@ from rich.progress import track as rich_track
 from rich.table import Table
 from rich.text import Text
 
-from dse.metrics import METRICS, Figure
+from dse.metrics import METRICS, Figure, Provenance
 
 if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wait for
     from dse.accumulators import AccumulatorResult
@@ -29,8 +29,8 @@ if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wa
 
 ItemT = TypeVar("ItemT")
 
-_out = Console(highlight=False)
-_err = Console(stderr=True, highlight=False)
+_out = Console(highlight=False, emoji=False)
+_err = Console(stderr=True, highlight=False, emoji=False)
 
 
 def show(text: str) -> None:
@@ -45,7 +45,9 @@ def log(text: str) -> None:
 
 def track(items: Iterable[ItemT], total: int) -> Iterable[ItemT]:
     """*items*, of which there are *total*, with a progress bar on stderr."""
-    return rich_track(items, "working", total=total, console=_err, transient=True)
+    # A bar that is not drawn would still leave an empty line.
+    disable = not _err.is_terminal
+    return rich_track(items, "working", total=total, console=_err, transient=True, disable=disable)
 
 
 class SweepProgress:
@@ -53,7 +55,7 @@ class SweepProgress:
 
     def __init__(self) -> None:
         self._bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -84,9 +86,14 @@ class SweepProgress:
 
     def finished(self, result: Result) -> None:
         if result.error is not None:
-            reason = result.error.strip().splitlines()[-1]
-            log(f"failed: {result.design.workload} {result.design.label}: {reason}")
+            log(f"failed: {result.design.workload} {result.design.label}: {reason_of(result)}")
         self._bar.update(self._task, advance=1, description=result.design.workload)
+
+
+def reason_of(result: Result) -> str:
+    """Why a point failed, in one line: the last of its traceback."""
+    lines = (result.error or "").strip().splitlines()
+    return lines[-1] if lines else ""
 
 
 def _percent(figure: Figure) -> str:
@@ -111,15 +118,14 @@ def show_run(run: Run) -> None:
     if run.failed:
         table = Table("workload", "weights", "activations", "reason", title="failed points")
         for result in run.failed:
-            reason = (result.error or "").strip().splitlines()[-1]
-            _add(table, result.design.workload, result.design.weights, result.design.activations, reason)
+            design = result.design
+            _add(table, design.workload, design.weights, design.activations, reason_of(result))
         _out.print(table)
 
 
 def show_front(front: Front) -> None:
-    """The rows of one front."""
-    volume = "" if front.hypervolume is None else f", hypervolume {front.hypervolume:.4g}"
-    title = f"{front.workload}: {front.y} against {front.x}, {front.family} formats{volume}"
+    """The rows of one front; below, its hypervolume in the units of the table."""
+    title = Text(f"{front.workload}: {front.y} against {front.x}, {front.family} formats")
     table = Table("weights", "activations", title=title, title_justify="left")
     for name in (front.x, front.y):
         table.add_column(METRICS[name].label, justify="right")
@@ -127,6 +133,15 @@ def show_front(front: Front) -> None:
         figures = [_cell(name, getattr(row, name)) for name in (front.x, front.y)]
         _add(table, str(row.weights), str(row.activations), *figures)
     _out.print(table)
+    if front.hypervolume is not None:
+        metrics = [METRICS[name] for name in (front.x, front.y)]
+        volume = front.hypervolume * 100 ** sum(metric.percent for metric in metrics)
+        unit = " x ".join(metric.label for metric in metrics)
+        worst = " and ".join(
+            f"{metric.label} {_cell(metric.name, value)}"
+            for metric, value in zip(metrics, front.reference, strict=True)
+        )
+        show(f"hypervolume {volume:.4g}, in {unit}; reference point: {worst}, the worst of all points")
 
 
 def _cell(name: str, value: float) -> str:
@@ -148,7 +163,7 @@ def show_costs(designs: Sequence[BlockCost]) -> None:
         table.add_column(name)
     shown = [name for name in metrics if name not in unused]
     for name in shown:
-        table.add_column(name.replace("_", " "), justify="right", overflow="fold")
+        table.add_column(_heading(name), justify="right", overflow="fold")
     for design in designs:
         figures = [
             _cell(name, design.metrics[name].value) if name in design.metrics else "" for name in shown
@@ -161,6 +176,12 @@ def show_costs(designs: Sequence[BlockCost]) -> None:
     show(f"luts: LUT6 sites after pairing; logic delay without routing; {tools}")
 
 
+def _heading(name: str) -> str:
+    """``logic_delay_ns`` as ``logic delay (ns)``; counts have no unit."""
+    what, _, unit = name.rpartition("_")
+    return f"{what.replace('_', ' ')} ({unit})" if unit in ("ns", "bits") else name.replace("_", " ")
+
+
 def _text(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
 
@@ -169,7 +190,7 @@ def show_accumulators(result: AccumulatorResult) -> None:
     """One row a width; below, which width is safe and where accuracy starts to fall."""
     design = result.design
     title = "{workload}, {weights} x {activations}, {recipe}, accumulators that {overflow}".format(**design)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for heading in (
         "accumulator bits",
         "layers that can overflow",
@@ -204,7 +225,7 @@ def show_recipes(steps: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -
 def show_formats(descriptions: Sequence[Mapping[str, Any]]) -> None:
     """One row a format."""
     columns = ("name", "family", "bits", "minimum", "maximum", "smallest_step")
-    table = Table(*columns)
+    table = Table(*(column.replace("_", " ") for column in columns))
     for description in descriptions:
         _add(table, *(f"{description[c]:g}" if c in _NUMBERS else str(description[c]) for c in columns))
     _out.print(table)
@@ -234,6 +255,14 @@ def show_workloads(listing: Sequence[Mapping[str, Any]]) -> None:
         available, _, reason = entry["available"].partition(": ")
         if available == "no":
             show(f"- {reason}")
+
+
+def show_workload(facts: Mapping[str, Any]) -> None:
+    """As :func:`show_facts`, with the accuracy in percent."""
+    low, high = facts["float_accuracy_interval"]
+    accuracy = Figure(facts["float_accuracy"], Provenance.MEASURED, (low, high))
+    others = {name: value for name, value in facts.items() if name != "float_accuracy_interval"}
+    show_facts({**others, "float_accuracy": _percent(accuracy)})
 
 
 def show_facts(facts: Mapping[str, Any]) -> None:

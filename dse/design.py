@@ -10,6 +10,13 @@ from costmodel import content_key
 from quantizers.formats import BlockFormat, Format, parse_format
 
 
+def formats_label(weights: str, activations: str, group: int | None, tokens: bool) -> str:
+    """Short text for a chart: ``e2m1``, ``e2m1/int8``, ``int4g32/int8t`` in groups and by tokens."""
+    weights = weights if group is None else f"{weights}g{group}"
+    activations = f"{activations}t" if tokens else activations
+    return weights if weights == activations else f"{weights}/{activations}"
+
+
 @dataclass(frozen=True)
 class DesignPoint:
     """One combination of model, formats, quantization and datapath.
@@ -65,11 +72,10 @@ class DesignPoint:
 
     @property
     def label(self) -> str:
-        """Short text for a chart: ``e2m1``, ``e2m1/int8``, ``int4g32/int8t`` in groups and by tokens."""
-        weights = self.weights if self.weight_group is None else f"{self.weights}g{self.weight_group}"
-        tokens = "t" if self.activation_granularity == "token" else ""
-        activations = f"{self.activations}{tokens}"
-        return weights if weights == activations else f"{weights}/{activations}"
+        """Its formats as :func:`formats_label` writes them."""
+        return formats_label(
+            self.weights, self.activations, self.weight_group, self.activation_granularity == "token"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -49,6 +49,8 @@ def check_point(point: DesignPoint) -> None:
         UsageError: with what was given and what is expected.
     """
     settings_of(point)
+    if not point.has_integer_sums:
+        return
     activations = point.activation_format
     build_block(point.block, point.weights, activations.name, _parameters(point))
     if point.unsigned_activations:
@@ -57,6 +59,8 @@ def check_point(point: DesignPoint) -> None:
 
 def evaluate(task: Task) -> Evaluation:
     """Quantize and measure the network, then build and synthesise the datapath.
+
+    A network with several scales within a sum has no datapath here, and so no cost.
 
     Raises:
         DotLengthError: the accumulator could overflow in this network.
@@ -69,15 +73,14 @@ def evaluate(task: Task) -> Evaluation:
             f"dot_length = {point.dot_length}; set hardware.dot_length to {quality.terms} or more"
         )
         raise DotLengthError(msg)
+    metrics = {**quality.metrics, **_attention_cost(point, quality)}
+    details = {**quality.details, "longest_dot_product": quality.terms}
+    if not quality.weight_pairs:
+        return Evaluation(metrics, details)
     cost = costliest(point, quality.weight_pairs)
-    details = {
-        **quality.details,
-        "longest_dot_product": quality.terms,
-        "mac_weights": cost.design["weights"],
-        "mac_activations": cost.design["activations"],
-        "synthesis": ", ".join(f"{name} {text}" for name, text in cost.tools.items()),
-    }
-    return Evaluation({**quality.metrics, **cost.metrics, **_attention_cost(point, quality)}, details)
+    synthesis = ", ".join(f"{name} {text}" for name, text in cost.tools.items())
+    of_mac = {"mac_weights": cost.design["weights"], "mac_activations": cost.design["activations"]}
+    return Evaluation({**metrics, **cost.metrics}, {**details, **of_mac, "synthesis": synthesis})
 
 
 def float_accuracy(task: Task) -> Figure:

@@ -91,7 +91,7 @@ METRICS = {
             "weight_memory_kib",
             "weight memory (KiB)",
             False,
-            "All weights in their formats, first and last layer too; absent where one stays in float.",
+            "All weights, with the scales of groups and blocks; absent where a layer stays in float.",
         ),
         Metric(
             "luts",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -379,9 +380,25 @@ def _apply(document: dict[str, Any], override: str) -> None:
         raise UsageError(msg, given=key, expected=list(Study.model_fields)) from None
 
 
+# What pydantic says of its own types, by its error types, in the words of a study file.
+_EXPECTED = {
+    "string_type": "text in quotes",
+    "list_type": "a list",
+    "model_type": "a table of keys and values",
+    "too_short": "a list of at least one entry",
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    "greater_than_equal": "{ge} or more",
+    "less_than_equal": "{le} or less",
+    "greater_than": "more than {gt:g}",
+}
+
+
 def _explain(error: ValidationError, source: str) -> UsageError:
     """One message for all problems of a study, each with its place, what was given and expected."""
-    problems = [_problem(entry) for entry in error.errors()]
+    # A pair that lacks both formats is one problem, not two.
+    problems = list({str(problem): problem for problem in map(_problem, error.errors())}.values())
     first = problems[0]
     if len(problems) == 1:
         return UsageError(f"{source}: {first}", given=first.given, expected=first.expected)
@@ -398,21 +415,43 @@ def _problem(entry: Any) -> UsageError:
     match entry["type"]:
         case "value_error" if isinstance(context.get("error"), UsageError):
             cause = context["error"]
+            for name in cause.expected:
+                if isinstance(given, dict) and given.get(name) == []:  # there, so not missing
+                    return _wrong(f"{place}.{name}", [], _EXPECTED["too_short"])
             return UsageError(f"{place}: {cause}", given=cause.given, expected=cause.expected)
         case "extra_forbidden":
             choices = _fields_at(entry["loc"][:-1])
             unknown = unknown_choice("key", entry["loc"][-1], choices)
             where = ".".join(str(part) for part in entry["loc"][:-1]) or "study"
             return UsageError(f"{where}: {unknown}", given=unknown.given, expected=unknown.expected)
+        case "missing" | "too_short" | "too_long" | "tuple_type" if "pairs" in entry["loc"]:
+            pair = ".".join(str(part) for part in entry["loc"][:3])
+            return _wrong(pair, given, "a pair of format names, [weights, activations]")
         case "missing":
             return UsageError(f"{place}: is missing", given="", expected=[place])
         case "literal_error":
             choices = [part.strip(" '") for part in context["expected"].replace(" or ", ",").split(",")]
-            unknown = unknown_choice(entry["loc"][-2 if len(entry["loc"]) > 1 else -1], given, choices)
+            key = next(part for part in reversed(entry["loc"]) if isinstance(part, str))
+            unknown = unknown_choice(key, given, choices)
             return UsageError(f"{place}: {unknown}", given=given, expected=unknown.expected)
+        case "string_pattern_mismatch":
+            near = "-".join(re.findall(r"[A-Za-z0-9._-]+", given)).lstrip("._-")
+            hint = f" (did you mean {near!r}?)" if near else ""
+            msg = (
+                f"{place}: must be letters, digits, '.', '_' and '-', the first a letter or a digit, "
+                f"not {given!r}{hint}"
+            )
+            return UsageError(msg, given=given, expected=[near] if near else [])
+        case "list_type" if entry["loc"][-1] in ("bits", "families"):
+            return _wrong(place, given, f"a list, such as [{given!r}]")
+        case kind if kind in _EXPECTED:
+            return _wrong(place, given, _EXPECTED[kind].format(**context))
         case _:
-            msg = f"{place}: {entry['msg'].lower()}, not {given!r}"
-            return UsageError(msg, given=given, expected=[entry["msg"]])
+            return UsageError(f"{place}: {entry['msg']}, not {given!r}", given=given, expected=[entry["msg"]])
+
+
+def _wrong(place: str, given: object, expected: str) -> UsageError:
+    return UsageError(f"{place}: must be {expected}, not {given!r}", given=given, expected=[expected])
 
 
 def _fields_at(location: tuple[int | str, ...]) -> list[str]:

@@ -26,7 +26,7 @@ _TABLE_COLUMNS = (
     "workload", "weights", "activations", "family", "accuracy", "accuracy_drop_points", "luts", "lut_cells",
     "carries", "ffs", "accumulator_bits", "logic_delay_ns", "weight_memory_kib", "mac_weights",
     "mac_activations", "recipe", "integer_weights",
-    "weight_scale", "activation_scale", "bias",
+    "weight_scale", "weight_group", "activation_scale", "activation_granularity", "bias",
 )  # fmt: skip
 
 # Left out of the hover text where they are zero; the table has them.
@@ -93,10 +93,10 @@ def _table_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 def _cell(record: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
     """Text to show and the number to sort by."""
     value = record[name]
-    if name not in METRICS:
-        return {"text": str(value), "sort": None}
     if pd.isna(value):
         return {"text": "", "sort": None}
+    if name not in METRICS:
+        return {"text": str(value), "sort": None}
     return {"text": with_interval(record, METRICS[name]), "sort": float(value)}
 
 
@@ -180,7 +180,8 @@ def _hover(record: Mapping[Hashable, Any]) -> str:
         value = record.get(of.name)
         if not (value is None or pd.isna(value) or (value == 0 and of.name in _MOSTLY_ZERO)):
             lines.append(f"{of.label}: {with_interval(record, of)}  ({record[of.name + '_provenance']})")
-    lines.append(f"MAC costed: {record['mac_weights']} x {record['mac_activations']}")
+    if not pd.isna(record.get("mac_weights")):
+        lines.append(f"MAC costed: {record['mac_weights']} x {record['mac_activations']}")
     lines.append(f"recipe: {record['recipe']}")
     lines.append(f"scales: weights {record['weight_scale']}, activations {record['activation_scale']}")
     return "<br>".join(lines)

@@ -19,6 +19,8 @@ def headlines(table: pd.DataFrame, *, points: float = 1.0) -> list[str]:
     Where the cheapest integer and the cheapest minifloat differ, both are named. Accuracies come
     with their loss against float and its 95 % interval.
     """
+    if "luts" not in table:
+        return []
     sentences = []
     for workload, rows in table.dropna(subset=["accuracy", "luts"]).groupby("workload", sort=False):
         float_accuracy = 100 * rows["float_accuracy"].iloc[0]
@@ -48,15 +50,17 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
         return []
     rows = []
     for (workload, weight_bits, activation_bits), points in over_seeds(table).groupby(_WIDTHS, sort=True):
-        row: dict[str, Any] = {"workload": workload, "bits": f"W{weight_bits:.0f}A{activation_bits:.0f}"}
+        row: dict[str, Any] = {"workload": workload, "bits": f"W{weight_bits:.3g}A{activation_bits:.3g}"}
         for family, candidates in points.groupby("family"):
-            best = candidates.sort_values(["selection_accuracy", "luts"], ascending=[False, True]).iloc[0]
+            by = [name for name in ("selection_accuracy", "luts") if name in table]
+            best = candidates.sort_values(by, ascending=[name == "luts" for name in by]).iloc[0]
+            luts = best.get("luts")
             row[str(family)] = {
                 "pair": pair_label(best),
                 "recipe": str(best["recipe"]),
                 "candidates": len(candidates),
                 "accuracy": with_interval(best.to_dict(), METRICS["held_out_accuracy"]),
-                "luts": f"{best['luts']:.0f}",
+                "luts": "" if pd.isna(luts) else f"{luts:.0f}",
             }
         rows.append(row)
     return rows
@@ -85,7 +89,7 @@ def recipe_gains(table: pd.DataFrame) -> list[dict[str, Any]]:
         rows.append(
             {
                 "workload": workload,
-                "bits": f"W{weight_bits:.0f}A{activation_bits:.0f}",
+                "bits": f"W{weight_bits:.3g}A{activation_bits:.3g}",
                 "family": family,
                 "points": len(rounded),
                 "rounded": f"{100 * rounded.mean():.2f}",

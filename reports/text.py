@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+from dse.design import formats_label
 from dse.metrics import Metric
 
 
@@ -19,5 +20,8 @@ def with_interval(record: Mapping[Hashable, Any], of: Metric) -> str:
 
 
 def pair_label(row: Any) -> str:
-    """``e2m1``, or ``e2m1/int8`` where weights and activations differ; *row* has both as attributes."""
-    return str(row.weights) if row.weights == row.activations else f"{row.weights}/{row.activations}"
+    """The formats of a row of the table of results, as :func:`dse.design.formats_label` writes them."""
+    group = getattr(row, "weight_group", None)
+    group = None if group is None or math.isnan(group) else int(group)
+    tokens = getattr(row, "activation_granularity", "tensor") == "token"
+    return formats_label(str(row.weights), str(row.activations), group, tokens)

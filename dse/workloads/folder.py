@@ -67,7 +67,10 @@ class ImageFolder:
             msg = f"{workload} needs a folder of images with labels.csv: {HOW_TO_GIVE}"
             raise UsageError(msg)
         if not folder.is_dir():
-            msg = f"image folder {folder} not found: {workload} needs one with labels.csv, {HOW_TO_GIVE}"
+            msg = (
+                f"image folder {folder} not found: {workload} needs a folder of images with labels.csv "
+                f"(columns {', '.join(COLUMNS)}); {HOW_TO_GIVE}"
+            )
             raise UsageError(msg, given=folder)
         self.folder = folder
         self.table = folder / "labels.csv"

@@ -65,7 +65,7 @@ class OwnWorkload:
         function = self._function()
         try:
             returned = function()
-        except Exception as error:  # the user's code may raise anything
+        except (Exception, SystemExit) as error:  # the user's code may raise anything
             msg = f"{self.name} failed: {type(error).__name__}: {error}"
             raise UsageError(msg, given=self.name) from error
         workload = returned if isinstance(returned, Workload) else self._from_tuple(returned)
@@ -131,7 +131,7 @@ class OwnWorkload:
         try:
             with torch.no_grad():
                 logits = workload.model(next(images.batches(1))[0])
-        except Exception as error:  # whatever the user's layers raise
+        except (Exception, SystemExit) as error:  # whatever the user's layers raise
             msg = f"{self.name}: the model fails on its first evaluation input: {error}"
             raise UsageError(msg, given=self.name) from error
         if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != 1:
@@ -152,7 +152,7 @@ class OwnWorkload:
             sys.path.append(here)
         try:
             return importlib.import_module(module)
-        except Exception as error:  # importing runs the user's code
+        except (Exception, SystemExit) as error:  # importing runs the user's code
             msg = (
                 f"workload {self.name}: module {module!r} cannot be imported "
                 f"({type(error).__name__}: {error}); expected a module in {here} or an installed one"
@@ -163,11 +163,16 @@ class OwnWorkload:
         module, function = self._module(), self.name.partition(":")[2]
         found = getattr(module, function, None)
         if not callable(found):
-            own = [name for name, value in vars(module).items() if _defined_in(module, value)]
+            own = [name for name, value in vars(module).items() if _is_public_function(module, name, value)]
+            if not own:
+                msg = f"module {module.__name__} has no public function, expected one that returns {EXPECTED}"
+                raise UsageError(msg, given=function)
             raise unknown_choice(f"function in module {module.__name__}", function, own)
         result: Callable[[], Any] = found
         return result
 
 
-def _defined_in(module: ModuleType, value: object) -> bool:
-    return callable(value) and getattr(value, "__module__", None) == module.__name__
+def _is_public_function(module: ModuleType, name: str, value: object) -> bool:
+    if name.startswith("_") or isinstance(value, type) or not callable(value):
+        return False
+    return getattr(value, "__module__", None) == module.__name__

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 
+from quantizers.errors import UsageError
 from quantizers.moments import Array
 from quantizers.recipes.problem import LayerProblem
 from quantizers.recipes.steps import CORRECTING, Inputs, Step, check_range
@@ -21,8 +22,6 @@ class GainCorrection(Step):
     scale of the channel, so that codes and hardware stay as they are.
 
     Args:
-        match: ``variance``: of the output, noise included; ``signal``: of that part of the output
-            which the float network's output explains.
         limit: gains stay between its inverse and it.
         inputs: as in ``bias_correction``.
     """
@@ -31,7 +30,6 @@ class GainCorrection(Step):
     source: ClassVar[str] = "arXiv 2006.10518, section 3.4 (batch-norm tuning), in closed form"
     stage: ClassVar[int] = CORRECTING
 
-    match: Literal["variance", "signal"] = "variance"
     limit: float = 1.5
     inputs: Inputs = "quantized"
 
@@ -40,21 +38,20 @@ class GainCorrection(Step):
         check_range(self.name, "limit", self.limit, 1, 100)
 
     def solve(self, problem: LayerProblem) -> None:
+        if problem.scales.ndim > 2:
+            msg = f"gain_correction scales channels, but those of {problem.name} have several scales each"
+            raise UsageError(msg, given=problem.name, expected=["one weight scale per channel"])
         moments, own = problem.moments_of(self.inputs).centred(), problem.float_moments.centred()
-        wanted = _products(problem.weights, own.gram, problem.weights)
-        if self.match == "variance":
-            found = _products(problem.rounded, moments.gram, problem.rounded)
-            gain = np.sqrt(_ratio(wanted, found))
-        else:
-            gain = _ratio(wanted, _products(problem.rounded, moments.cross, problem.weights))
-        gain = np.clip(gain, 1 / self.limit, self.limit)
+        wanted = _products(problem.weights, own.gram)
+        found = _products(problem.rounded, moments.gram)
+        gain = np.clip(np.sqrt(_ratio(wanted, found)), 1 / self.limit, self.limit)
         problem.scales = (problem.scales * gain).astype(np.float32)
         problem.rounded = problem.nearest(problem.rounded * gain[..., None])
 
 
-def _products(left: Array, matrix: Array, right: Array) -> Array:
-    """``left matrix right^T`` of each channel with itself: ``(groups, channels)``."""
-    result: Array = np.einsum("gci,gij,gcj->gc", left, matrix, right, optimize=True)
+def _products(weights: Array, matrix: Array) -> Array:
+    """``w matrix w^T`` of each channel: ``(groups, channels)``."""
+    result: Array = np.einsum("gci,gij,gcj->gc", weights, matrix, weights, optimize=True)
     return result
 
 

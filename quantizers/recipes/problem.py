@@ -102,15 +102,6 @@ class LayerProblem:
         moments = self.moments_of(inputs)
         return moments.centred() if inputs == self.mean_is_corrected else moments
 
-    def error(self, inputs: str = "quantized") -> float:
-        """``E|Q x' - W x|^2 / E|W x|^2`` over all channels, for the weights as they stand."""
-        m, f = self.moments_of(inputs), self.float_moments
-        q, w = self.rounded, self.weights
-        energy = float(np.einsum("gci,gij,gcj->", w, f.gram, w, optimize=True))
-        both = np.einsum("gci,gij,gcj->", q, m.gram, q, optimize=True)
-        mixed = np.einsum("gci,gij,gcj->", q, m.cross, w, optimize=True)
-        return float(both - 2 * mixed + energy) / energy if energy > 0 else 0.0
-
 
 def _scales(scales: Tensor, weight: Tensor, groups: int) -> npt.NDArray[np.float32]:
     of_weights = [-1] if scales.numel() > weight.shape[0] else []

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -156,33 +157,41 @@ def _weighted(quantized: QuantizedModel) -> list[LayerSummary]:
 
 def _walk(quantized: QuantizedModel, prepared: PreparedModel, steps: Sequence[Step]) -> None:
     layers = {layer.name: layer for layer in _weighted(quantized)}
-    batches = prepared.batches
-    with (
-        LockStep(prepared.model, layers, batches) as float_walk,
-        LockStep(quantized.network, layers, batches) as walk,
-    ):
+    with ExitStack() as walks:
+        walk = walks.enter_context(LockStep(quantized.network, layers, prepared.batches))
+        float_walk = None
+        # What waits is most of the memory: the float network walks along only where a step needs it.
+        if any(step.needs_paired_inputs for step in steps):
+            float_walk = walks.enter_context(LockStep(prepared.model, layers, prepared.batches))
         for _ in layers:
-            name, moments = _next_moments(walk, float_walk, quantized.network, len(batches), prepared.seed)
+            name, moments = _next_moments(walk, float_walk, quantized.network, prepared)
             _solve(quantized, prepared, layers[name], steps, moments)
 
 
 def _next_moments(
-    walk: LockStep, float_walk: LockStep, network: nn.Module, batches: int, seed: int
+    walk: LockStep, float_walk: LockStep | None, network: nn.Module, prepared: PreparedModel
 ) -> tuple[str, Moments]:
-    """Go to the next layer: its name, and the moments of its inputs in both networks.
+    """Go to the next layer: its name, and the moments of its inputs in the quantized network.
 
-    A function of its own, so that no input outlives the layer: they are the most of the memory.
+    ``cross`` is that with the float network's inputs if these are there, else ``gram``. A function of
+    its own, so that no input outlives the layer.
     """
-    place, float_place = walk.advance(), float_walk.advance()
+    place = walk.advance()
+    float_place = place if float_walk is None else float_walk.advance()
     if place is None or float_place is None or place[0] != float_place[0]:
         shown = " and ".join(str(p[0] if p else None) for p in (place, float_place))
         msg = f"the quantized and the float network take different ways: they are before {shown}"
         raise WalkError(msg)
-    module: Any = network.get_submodule(place[0])
-    sums = MomentSums(module, batches, seed)
-    for inputs, float_inputs in zip(place[1], float_place[1], strict=True):
+    name, arriving = place
+    module: Any = network.get_submodule(name)
+    sums = MomentSums(module, len(prepared.batches), prepared.seed)
+    if float_walk is None:
+        for inputs in arriving:
+            sums.add(module.input_quant(inputs).value)
+        return name, replace(sums.finish(paired=False), float_mean=prepared.moments[name].mean)
+    for inputs, float_inputs in zip(arriving, float_place[1], strict=True):
         sums.add(module.input_quant(inputs).value, float_inputs)
-    return place[0], sums.finish(paired=True)
+    return name, sums.finish(paired=True)
 
 
 def _solve(

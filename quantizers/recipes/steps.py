@@ -70,6 +70,12 @@ class Step:
         """Whether the moments have to be those of the network quantized so far."""
         return getattr(self, "inputs", None) == "quantized"
 
+    @property
+    def needs_paired_inputs(self) -> bool:
+        """Whether it asks for the moments between those inputs and the float network's."""
+        corrects = self.stage == CORRECTING  # by means and variances alone
+        return self.needs_quantized_inputs and not corrects and getattr(self, "target", "float") == "float"
+
 
 def check_parameter(step: str, name: str, value: object, wanted: Any) -> None:
     """Raises :class:`UsageError` unless *value* is of the type *wanted* (a type or a Literal)."""

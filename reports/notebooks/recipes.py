@@ -24,6 +24,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import display
 
 from dse.sweep import load_run
 from reports.figures import draw_gains
@@ -54,7 +55,7 @@ rows = [
     if family in row
 ]
 with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
-    display(pd.DataFrame(rows))  # noqa: F821
+    display(pd.DataFrame(rows))
 
 # %% [markdown]
 # ## What each technique adds to rounding to nearest
@@ -64,7 +65,7 @@ with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
 # %%
 gains = recipe_gains(table)
 with pd.option_context("display.max_colwidth", None, "display.max_rows", None):
-    display(pd.DataFrame([{**row, **row["gains"]} for row in gains]).drop(columns="gains"))  # noqa: F821
+    display(pd.DataFrame([{**row, **row["gains"]} for row in gains]).drop(columns="gains"))
 
 # %%
 for workload in table["workload"].unique():
@@ -80,6 +81,6 @@ for workload in table["workload"].unique():
 seeds = over_seeds(table)
 if "accuracy_seed_std" in seeds:
     columns = ["workload", "weights", "activations", "recipe", "accuracy", "accuracy_seed_std"]
-    display(seeds[columns].sort_values("accuracy", ascending=False).head(20))  # noqa: F821
+    display(seeds[columns].sort_values("accuracy", ascending=False).head(20))
 else:
     print("one seed: sweep several with 'seed = [0, 1, 2]' to see the spread")

@@ -298,3 +298,38 @@ def test_settings_of_a_point() -> None:
     assert settings.activation_scale == "percentile"
     assert settings.bias == "float"
     assert settings.unsigned_activations is False
+
+
+@pytest.mark.parametrize(
+    ("changes", "bits"),
+    [
+        # 10 rows of 8 are 3 groups each, 4 rows of 10 are 4: 46 scales of 32 bits.
+        ({"weights": "int3", "weight_group": 3}, 120 * 3 + 46 * 32),
+        # All of a row's weights in one group: the scale of the channel, which the requantizer has.
+        ({"weights": "int3", "weight_group": 10}, 120 * 3),
+        ({"weights": "mxfp4"}, 120 * 4),
+    ],
+)
+def test_scales_of_groups_are_stored_with_the_weights(changes: dict[str, Any], bits: int) -> None:
+    metrics = _quality(**changes).metrics
+    assert metrics["weight_bits"] == Figure(bits / 120, Provenance.ANALYTIC)
+    assert metrics["weight_memory_kib"] == Figure((60 * 8 + bits) / 8 / 1024, Provenance.ANALYTIC)
+
+
+def test_no_datapath_is_named_where_a_sum_has_several_scales() -> None:
+    assert _quality(weight_group=3).weight_pairs == []
+    blocks = _quality(activations="mxfp4")
+    assert blocks.weight_pairs == []
+    assert blocks.metrics["activation_bits"] == Figure(4.25, Provenance.ANALYTIC)
+
+
+def test_choices_of_scales_reach_the_quantizer() -> None:
+    point = replace(
+        POINT, weights="ternary", weight_scale="mean", weight_group=32, activation_granularity="token"
+    )
+    settings = settings_of(point)
+    assert (settings.weight_scale, settings.weight_group, settings.activation_granularity) == (
+        "mean",
+        32,
+        "token",
+    )

@@ -29,6 +29,8 @@ POINT = DesignPoint(
     dot_length=4608,
     part="xc7z020",
     seed=0,
+    weight_group=None,
+    activation_granularity="tensor",
 )
 TOOLS = {"torch": "2.9.0", "pyosys": "0.60"}
 CHANGES: dict[str, Any] = {
@@ -49,6 +51,8 @@ CHANGES: dict[str, Any] = {
     "dot_length": 4607,
     "part": "xc7a35t",
     "seed": 1,
+    "weight_group": 32,
+    "activation_granularity": "token",
 }
 
 
@@ -113,6 +117,25 @@ def test_family_and_label(weights: str, activations: str, family: str, label: st
     point = replace(POINT, weights=weights, activations=activations)
     assert (point.family, point.label) == (family, label)
     assert (point.weight_format.name, point.activation_format.name) == (weights, activations)
+
+
+@pytest.mark.parametrize(
+    ("changes", "label", "integer_sums"),
+    [
+        ({"weight_group": 32}, "int4g32/int8", False),
+        (
+            {"weight_group": 64, "activations": "int4", "activation_granularity": "token"},
+            "int4g64/int4t",
+            False,
+        ),
+        ({"activations": "int4", "activation_granularity": "token"}, "int4/int4t", True),
+        ({"weights": "mxfp4", "activations": "mxfp4"}, "mxfp4", False),
+        ({"activations": "mxint8"}, "int4/mxint8", False),
+    ],
+)
+def test_labels_tell_groups_and_tokens(changes: dict[str, Any], label: str, integer_sums: bool) -> None:
+    point = replace(POINT, **changes)
+    assert (point.label, point.has_integer_sums) == (label, integer_sums)
 
 
 def test_a_wrong_format_name_is_told_when_the_format_is_needed() -> None:

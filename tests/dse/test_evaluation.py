@@ -72,7 +72,7 @@ def _task(**changes: Any) -> Task:
         ({"activations": "ternary"}, "activations cannot be ternary, which is for weights"),
         ({"edge_format": "ternary"}, "edge_activations cannot be ternary, which is for weights"),
         (
-            {"weights": "mxfp4"},
+            {"edge_format": "mxfp4"},
             "'mxfp4' shares scales between elements; a scalar format is needed here, such as 'e4m3'",
         ),
         ({"bias": "rounded"}, "unknown bias 'rounded'; expected one of: fixed, float"),
@@ -175,3 +175,14 @@ def test_attention_is_costed_beside_the_weight_layers() -> None:
     largest = max(cost.metrics["luts"].value for cost in products)
     assert evaluation.metrics["activation_product_luts"] == Figure(largest, Provenance.MEASURED)
     assert (evaluation.details["mac_weights"], evaluation.details["mac_activations"]) == ("int4n", "int4")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"weight_group": 16}, {"weights": "mxfp4"}, {"activations": "mxfp6_e2m3"}]
+)
+def test_a_sum_of_several_scales_has_accuracy_and_no_datapath(changes: dict[str, Any]) -> None:
+    check_point(replace(POINT, **changes))
+    found = evaluate(_task(**changes))
+    assert "accuracy" in found.metrics
+    assert not {"luts", "lut_cells", "accumulator_bits"} & set(found.metrics)
+    assert not {"mac_weights", "synthesis"} & set(found.details)

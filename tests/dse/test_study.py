@@ -139,7 +139,7 @@ def test_the_resolved_study_is_the_same_study(tmp_path):
          "it would have no effect"),
         (MINIMAL, ["quantization.recipe=gtpq"],
          "DIR/study.toml: quantization.recipe.0: unknown recipe step 'gtpq' (did you mean 'gptq'?); expected one of: "
-         "equalize, smoothquant, gptq, gpfq, qronos, learned_rounding, coordinate_descent, bias_correction, round"),
+         "equalize, smoothquant, gptq, gpfq, qronos, learned_rounding, coordinate_descent, gain_correction, bias_correction, round"),
         (MINIMAL, ["quantization.recipe=bias_correction + gptq"],
          "DIR/study.toml: quantization.recipe.0: gptq comes before bias_correction in a recipe, not after it: "
          "bias_correction + gptq"),

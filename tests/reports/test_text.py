@@ -13,3 +13,12 @@ def test_values_with_intervals():
 def test_equal_formats_are_named_once():
     assert pair_label(SimpleNamespace(weights="e2m1", activations="e2m1")) == "e2m1"
     assert pair_label(SimpleNamespace(weights="e2m1", activations="int8")) == "e2m1/int8"
+
+
+def test_weight_groups_and_tokens_are_named():
+    row = SimpleNamespace(
+        weights="int4", activations="int4", weight_group=32.0, activation_granularity="token"
+    )
+    assert pair_label(row) == "int4g32/int4t"
+    row.weight_group, row.activation_granularity = float("nan"), "tensor"
+    assert pair_label(row) == "int4"

@@ -34,8 +34,8 @@ RECIPES = {
         LearnedRounding(iterations=10, rate=0.1),
         CoordinateDescent(sweeps=3, target="layer"),
     ),
-    "gain_correction(match='signal') + bias_correction(inputs='quantized')": (
-        GainCorrection(match="signal"),
+    "gain_correction(limit=1.1) + bias_correction(inputs='quantized')": (
+        GainCorrection(limit=1.1),
         BiasCorrection(inputs="quantized"),
     ),
 }
