@@ -213,8 +213,19 @@ def _workload(origin: _Origin) -> Workload:
     return workload
 
 
-@lru_cache(maxsize=1)
+_latest_prepared: dict[tuple[_Origin, _Calibration, Recipe], PreparedModel] = {}
+
+
 def _prepared(origin: _Origin, calibration: _Calibration, rewrites: Recipe) -> PreparedModel:
+    key = (origin, calibration, rewrites)
+    if key not in _latest_prepared:
+        # Before the next one is made, as lru_cache would not: two are half of a worker's memory.
+        _latest_prepared.clear()
+        _latest_prepared[key] = _prepare(*key)
+    return _latest_prepared[key]
+
+
+def _prepare(origin: _Origin, calibration: _Calibration, rewrites: Recipe) -> PreparedModel:
     workload = _workload(origin)
     images = workload.calibration.drawn(calibration.images, calibration.seed, "calibration_images")
     return rewritten(prepare(workload.model, calibration_batches(images), seed=calibration.seed), rewrites)

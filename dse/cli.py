@@ -298,7 +298,7 @@ def main() -> NoReturn:
     """Entry point: errors become one message, or one JSON document, and an exit code."""
     try:
         with _signals_raise():
-            code = app(standalone_mode=False)
+            code = app(prog_name="dse", standalone_mode=False)
     except BitfrontError as error:
         given, expected = (
             (error.given, error.expected) if isinstance(error, UsageError) else ("", list[str]())

@@ -51,7 +51,13 @@ STEPS: dict[str, type[Step]] = {step.name: step for step in _ALL}
 """Every step by name."""
 
 _LAYERWISE = "target='layer'"
+# Each output given back the variance and the mean that it has in float: what 4-bit inputs take away.
+_RESTORED = "gain_correction(limit=1.1) + bias_correction(inputs='quantized')"
 NAMED = {
+    # Weights that stay close to the float ones (strong damping): with 4-bit inputs, the better the fit
+    # to the calibration images, the smaller the outputs, layer after layer.
+    "gptq-restored": f"gptq(damping=1.0) + {_RESTORED}",
+    "learned-restored": f"learned_rounding(damping=0.1) + {_RESTORED}",
     # The combinations of arXiv 2311.12359: equalization with 20 iterations, SmoothQuant with alpha 0.5,
     # GPTQ in the given order on the layer's own output, learned rounding of 1000 iterations.
     "anchor-bias": "equalize + smoothquant + bias_correction",

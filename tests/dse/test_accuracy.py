@@ -82,7 +82,7 @@ def own_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 def _forget() -> None:
     accuracy._workload.cache_clear()
-    accuracy._prepared.cache_clear()
+    accuracy._latest_prepared.clear()
 
 
 def _source(point: DesignPoint) -> Source:

@@ -1,5 +1,13 @@
+import importlib.metadata
 import json
+import os
+import shlex
+import signal
+import sqlite3
+import subprocess
 import sys
+import time
+from contextlib import closing
 
 import pytest
 
@@ -119,12 +127,53 @@ def test_errors_as_json(dse):
 
 
 def test_unknown_options_and_commands(dse):
-    code, out, err = dse("cst")
-    assert (code, out) == (2, "")
-    assert "No such command 'cst'" in err
+    assert dse("cst") == (
+        2,
+        "",
+        "error: No such command 'cst'. Did you mean 'cost'?\ntry 'dse --help'\n",
+    )
     code, out, err = dse("cost", "--wieghts", "int8", "--json")
-    assert code == 2
-    assert "No such option" in json.loads(out)["error"]
+    message = "No such option: --wieghts (Possible options: --bits, --weights)"
+    assert (code, err) == (2, f"error: {message}\ntry 'dse cost --help'\n")
+    assert json.loads(out) == {"error": message, "given": "--wieghts", "expected": ["--weights", "--bits"]}
+
+
+def test_a_missing_argument_is_named(dse):
+    code, out, err = dse("sweep", "--json")
+    assert (code, err) == (2, "error: Missing argument 'study'.\ntry 'dse sweep --help'\n")
+    assert json.loads(out) == {"error": "Missing argument 'study'.", "given": "", "expected": []}
+
+
+def test_version(dse):
+    assert dse("--version") == (0, f"bitfront {importlib.metadata.version('bitfront')}\n", "")
+
+
+def test_stderr_has_no_empty_lines(dse):
+    code, out, err = dse()
+    assert (code, err) == (2, "")
+    assert "Usage: dse" in out
+    code, _, err = dse("cost", "--weights", "int3", "--set", "dot_length=16")
+    assert (code, err) == (0, "")
+
+
+def test_colons_are_no_emoji(dse):
+    _, _, err = dse("formats", ":smile:")
+    assert err.startswith("error: unknown number format ':smile:'; expected one of: int3, ")
+
+
+@pytest.mark.parametrize("arguments", [["formats"], ["formats", "e5m2", "--json"]])
+def test_a_reader_that_is_gone_is_no_error(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    process = subprocess.run(
+        [sys.executable, "-m", "dse.cli", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(writing)
+    assert (process.returncode, process.stderr) == (1, "")
 
 
 def test_sweep_refuses_before_it_writes(dse, tmp_path):
@@ -135,7 +184,8 @@ def test_sweep_refuses_before_it_writes(dse, tmp_path):
         (
             "efficientnet-lite0",
             f'data = "{missing}"',
-            f"image folder {missing} not found: efficientnet-lite0 needs one with labels.csv",
+            f"image folder {missing} not found: efficientnet-lite0 needs a folder of images with labels.csv "
+            '(columns file, split, class_index); give one as data = "..." in the study or --data DIR',
         ),
         ("fmnist-resnet", "evaluation_images = 10000000", "evaluation_images must be between 1 and "),
     ]
@@ -170,6 +220,99 @@ def test_pareto_of_a_run(dse, finished_run):
     assert err.startswith("error: unknown metric 'lutz' (did you mean 'luts'?); expected one of: accuracy, ")
 
 
+def test_hypervolume_is_in_the_units_of_the_table(dse, finished_run):
+    code, out, _ = dse("pareto", finished_run.folder, "--json")
+    (front,) = [front for front in json.loads(out)["fronts"] if front["family"] == "all"]
+    luts, accuracy = front["reference"]
+    code, out, _ = dse("pareto", finished_run.folder)
+    assert code == 0
+    assert "LUT6 sites of one MAC" in out
+    assert (
+        f"\nhypervolume {100 * front['hypervolume']:.4g}, in LUT6 sites of one MAC x top-1 accuracy (%); "
+        f"reference point: LUT6 sites of one MAC {luts:g} and top-1 accuracy (%) {100 * accuracy:.2f}, "
+        "the worst of all points\n"
+    ) in out
+
+
+def test_a_run_in_which_every_point_failed(dse, tmp_path):
+    folder = tmp_path / "run"
+    code, _, err = dse(
+        "sweep", study(tmp_path), "--out", folder, "--set", "point_timeout_s=0.001", "--workers", 1
+    )
+    reason = "timed out after 0.001 s"
+    assert code == 1
+    assert f"failed: fmnist-resnet int4: {reason}\n" in err
+    message = f"'{folder}' holds no finished point yet: 1 failed, the first with: {reason}"
+    assert dse("pareto", folder) == (2, "", f"error: {message}\n")
+
+
+def stored_rows(folder):
+    try:
+        with closing(sqlite3.connect(f"file:{folder / 'results.sqlite'}?mode=ro", uri=True)) as connection:
+            return connection.execute("SELECT count(*) FROM results").fetchone()[0]
+    except sqlite3.OperationalError:  # not there yet, or being made
+        return 0
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_sweep_keeps_its_points_and_says_how_to_go_on(tmp_path, number, code):
+    folder = tmp_path / "my run"
+    grid = "formats={families=['integer','minifloat'],bits=[3,4,5,6,7,8]}"
+    arguments = [
+        "sweep",
+        str(study(tmp_path)),
+        "--out",
+        str(folder),
+        "--set",
+        grid,
+        "--workers",
+        "1",
+        "--json",
+    ]
+    arguments += ["--set", "workloads.0.evaluation_images=50"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dse.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while stored_rows(folder) < 1 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate()
+    resume = shlex.join(["dse", *arguments])
+    message = f"stopped by {number.name}; what is finished is kept, continue with: {resume}"
+    assert process.returncode == code, err
+    assert json.loads(out) == {"error": message, "given": "", "expected": [resume]}
+    assert err.endswith(f"\n{message}\n")
+    assert "\n\n" not in err
+    assert 1 <= stored_rows(folder) < 30
+    assert (folder / "results.parquet").is_file()
+
+
+OWN = """
+import os
+import torch
+
+def net():
+    print("the model prints")
+    os.system("echo a command prints")
+    return torch.nn.Identity(), torch.eye(3), torch.eye(3), torch.arange(3)
+"""
+
+
+def test_what_a_users_model_prints_is_not_in_the_document(dse, tmp_path, monkeypatch):
+    (tmp_path / "talking_model.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "talking_model", raising=False)
+    code, out, err = dse("workloads", "talking_model:net", "--json")
+    assert code == 0
+    assert json.loads(out)["workloads"][0]["float_accuracy"] == 1.0
+    assert err == "the model prints\na command prints\n"
+
+
 def test_report_of_a_run(dse, finished_run):
     code, out, _ = dse("report", finished_run.folder, "--json")
     assert code == 0
@@ -198,3 +341,28 @@ def test_workloads(dse):
     listing = {entry["name"]: entry["available"] for entry in json.loads(out)["workloads"]}
     assert listing["fmnist-resnet"] == "yes"
     assert listing["efficientnet-lite0"].startswith("no: ")
+
+
+def test_accuracy_of_a_workload_is_in_percent(dse):
+    code, out, _ = dse("workloads", "fmnist-vit", "--json")
+    (facts,) = json.loads(out)["workloads"]
+    low, high = facts["float_accuracy_interval"]
+    assert 0 < low < facts["float_accuracy"] < high < 1
+    code, out, _ = dse("workloads", "fmnist-vit")
+    assert code == 0
+    (line,) = [line.split(maxsplit=2)[2].rstrip() for line in out.splitlines() if "float accuracy" in line]
+    interval = f"95 % interval {100 * low:.1f} to {100 * high:.1f}"
+    assert line == f"{100 * facts['float_accuracy']:.2f} % ({interval})"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["workloads", "fmnist-vit"],
+        ["workloads", "no_such:f"],
+        ["accumulator", "fmnist-vit", "--weights", "int4"],
+    ],
+)
+def test_data_for_a_workload_that_takes_none(dse, tmp_path, arguments):
+    message = f"{arguments[1]} brings its own data; --data {tmp_path} would have no effect"
+    assert dse(*arguments, "--data", tmp_path) == (2, "", f"error: {message}\n")

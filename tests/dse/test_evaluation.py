@@ -39,11 +39,11 @@ SIGNED_WANTED = "give the signed format; inputs never negative lose the sign bit
 @pytest.fixture(autouse=True)
 def fresh_networks() -> Iterator[None]:
     """No network that another test has loaded, and none left for the next one."""
-    for memory in (accuracy._workload, accuracy._prepared):
-        memory.cache_clear()
+    accuracy._workload.cache_clear()
+    accuracy._latest_prepared.clear()
     yield
-    for memory in (accuracy._workload, accuracy._prepared):
-        memory.cache_clear()
+    accuracy._workload.cache_clear()
+    accuracy._latest_prepared.clear()
 
 
 def _task(**changes: Any) -> Task:

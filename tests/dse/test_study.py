@@ -133,7 +133,7 @@ def test_the_resolved_study_is_the_same_study(tmp_path):
          "DIR/study.toml: formats.families.0: unknown families 'intger' (did you mean 'integer'?); "
          "expected one of: integer, minifloat"),
         (MINIMAL, ["formats.bits=[12]"],
-         "DIR/study.toml: formats.bits.0: input should be less than or equal to 8, not 12"),
+         "DIR/study.toml: formats.bits.0: must be 8 or less, not 12"),
         (MINIMAL, ["quantization.percentile=99.9"],
          "DIR/study.toml: quantization: 'percentile' is given but activation_scale is not 'percentile'; "
          "it would have no effect"),
@@ -184,6 +184,41 @@ def test_all_problems_are_told_at_once(tmp_path):
     text = message(tmp_path, MINIMAL, "formats.bits=[12]", "hardware.part=x")
     assert text.startswith("DIR/study.toml has 2 problems:\n  - formats.bits.0: ")
     assert "\n  - hardware.part: unknown part 'x'; expected one of: " in text
+
+
+NAME_RULE = "must be letters, digits, '.', '_' and '-', the first a letter or a digit, not"
+A_PAIR = "must be a pair of format names, [weights, activations], not"
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("name=my study", f"name: {NAME_RULE} 'my study' (did you mean 'my-study'?)"),
+        ("name=-", f"name: {NAME_RULE} '-'"),
+        ("name=3", "name: must be text in quotes, not 3"),
+        ("formats.bits=[]", "formats.bits: must be a list of at least one entry, not []"),
+        ("formats.bits=4", "formats.bits: must be a list, such as [4], not 4"),
+        ("formats.bits=[4.5]", "formats.bits.0: must be a whole number, not 4.5"),
+        ("formats.bits=[1]", "formats.bits.0: must be 2 or more, not 1"),
+        ("formats.pairing=equl",
+         "formats.pairing: unknown pairing 'equl' (did you mean 'equal'?); "
+         "expected one of: equal, activations_at_least_weights"),
+        ("formats={pairs=[['int4','int4','int4']]}", f"formats.pairs.0: {A_PAIR} ['int4', 'int4', 'int4']"),
+        ("formats={pairs=[['int4']]}", f"formats.pairs.0: {A_PAIR} ['int4']"),
+        ("formats={pairs=[[]]}", f"formats.pairs.0: {A_PAIR} []"),
+        ("formats={pairs=['int4']}", f"formats.pairs.0: {A_PAIR} 'int4'"),
+        ("formats={pairs='int4'}", "formats.pairs: must be a list, not 'int4'"),
+        ("workloads=[]", "workloads: must be a list of at least one entry, not []"),
+        ("workloads=['fmnist-resnet']",
+         "workloads.0: must be a table of keys and values, not 'fmnist-resnet'"),
+        ("quantization.unsigned_activations=maybe",
+         "quantization.unsigned_activations: must be true or false, not 'maybe'"),
+        ("point_timeout_s=0", "point_timeout_s: must be more than 0, not 0"),
+        ("point_timeout_s=long", "point_timeout_s: must be a number, not 'long'"),
+    ],
+)  # fmt: skip
+def test_wrong_types_and_bounds_are_said_in_words(tmp_path, override, expected):
+    assert message(tmp_path, MINIMAL, override) == f"DIR/study.toml: {expected}"
 
 
 def test_a_missing_file_names_its_neighbours(tmp_path):

@@ -99,8 +99,8 @@ def test_a_folder_must_be_given() -> None:
 
 def test_a_missing_folder_is_reported(tmp_path: Path) -> None:
     assert _message(tmp_path / "none") == (
-        f"image folder {tmp_path / 'none'} not found: some-net needs one with labels.csv, "
-        'give one as data = "..." in the study or --data DIR'
+        f"image folder {tmp_path / 'none'} not found: some-net needs a folder of images with labels.csv "
+        '(columns file, split, class_index); give one as data = "..." in the study or --data DIR'
     )
 
 

@@ -19,6 +19,7 @@ from dse.workloads.own import EXPECTED
 from quantizers.errors import BitfrontError, UsageError
 
 SOURCE = """
+import sys
 import torch
 from torch import nn
 from dse.workloads import ImageSet, Workload
@@ -84,10 +85,26 @@ def unlabelled():
 
 def fails():
     raise RuntimeError("no such file")
+
+def leaves():
+    sys.exit(3)
+
+def leaves_later():
+    class Leaving(nn.Module):
+        def forward(self, x):
+            sys.exit("enough")
+    return Leaving(), DATA, DATA, torch.arange(3).repeat(4)
+
+def _private():
+    return good()
+
+class Network(nn.Module):
+    pass
 """
 FUNCTIONS = (
     "good, described, too_few, not_a_tuple, not_a_model, not_tensors, other_length, other_shapes, "
-    "wrong_inputs, wrong_logits, wrong_label, negative_label, two_outputs, unseeded, seeded, unlabelled, fails"
+    "wrong_inputs, wrong_logits, wrong_label, negative_label, two_outputs, unseeded, seeded, unlabelled, "
+    "fails, leaves, leaves_later"
 )
 
 
@@ -152,6 +169,8 @@ def test_a_returned_workload_keeps_its_description(mine: Path) -> None:
             ": the evaluation set has no labels, expected one int64 class for each input",
         ),
         ("fails", " failed: RuntimeError: no such file"),
+        ("leaves", " failed: SystemExit: 3"),
+        ("leaves_later", ": the model fails on its first evaluation input: enough"),
     ],
 )
 def test_wrong_returns_say_what_was_expected(mine: Path, function: str, problem: str) -> None:
@@ -168,6 +187,18 @@ def test_missing_modules_and_functions_are_named(mine: Path) -> None:
     )
     with pytest.raises(UsageError, match="unknown function in module my_networks 'DATA'"):
         check_workload("my_networks:DATA")
+
+
+def test_a_module_that_leaves_or_has_no_function(mine: Path) -> None:
+    (mine.parent / "leaving_module.py").write_text("import sys\nsys.exit(4)\n")
+    assert _message("leaving_module:f") == (
+        "workload leaving_module:f: module 'leaving_module' cannot be imported (SystemExit: 4); "
+        f"expected a module in {mine.parent} or an installed one"
+    )
+    (mine.parent / "bare_module.py").write_text("import torch\n_a = len\n")
+    assert _message("bare_module:f") == (
+        f"module bare_module has no public function, expected one that returns {EXPECTED}"
+    )
 
 
 def test_fingerprint_follows_source_weights_and_data(mine: Path) -> None:
