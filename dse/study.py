@@ -48,12 +48,19 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-def _known_format(name: str) -> str:
-    return parse_scalar_format(name).name
+def _known_format(name: Any) -> str:
+    return parse_scalar_format(_format_text(name)).name
 
 
-def _known_any_format(name: str) -> str:
-    return parse_format(name).name
+def _known_any_format(name: Any) -> str:
+    return parse_format(_format_text(name)).name
+
+
+def _format_text(name: Any) -> str:
+    if isinstance(name, str):
+        return name
+    msg = f"a format is a name in quotes, such as 'int8' or 'e4m3', not {name!r}"
+    raise UsageError(msg, given=name, expected=["'int8'", "'e4m3'"])
 
 
 def _known_group(group: Any) -> Any:
@@ -78,6 +85,7 @@ def _known_recipe(text: Any) -> Any:
     return str(Recipe.parse(text)) if isinstance(text, str) else text
 
 
+_NOT_EMPTY = Field(min_length=1)
 RecipeText = Annotated[str, BeforeValidator(_known_recipe)]
 FormatName = Annotated[str, BeforeValidator(_known_format)]
 AnyFormatName = Annotated[str, BeforeValidator(_known_any_format)]
@@ -164,15 +172,19 @@ class QuantizationChoice(_Section):
     """
 
     edge_format: FormatName = "int8"
-    integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(_listed)] = ["narrow"]
-    weight_scale: Annotated[list[WeightScale], BeforeValidator(_listed)] = ["mse"]
-    weight_group: Annotated[list[WeightGroup], BeforeValidator(_listed)] = ["channel"]
-    activation_scale: Annotated[list[ActivationScale], BeforeValidator(_listed)] = ["mse"]
+    integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(_listed), _NOT_EMPTY] = [
+        "narrow"
+    ]
+    weight_scale: Annotated[list[WeightScale], BeforeValidator(_listed), _NOT_EMPTY] = ["mse"]
+    weight_group: Annotated[list[WeightGroup], BeforeValidator(_listed), _NOT_EMPTY] = ["channel"]
+    activation_scale: Annotated[list[ActivationScale], BeforeValidator(_listed), _NOT_EMPTY] = ["mse"]
     percentile: Annotated[float, Field(gt=0, le=100)] | None = None
-    activation_granularity: Annotated[list[Literal["tensor", "token"]], BeforeValidator(_listed)] = ["tensor"]
-    bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed)] = ["fixed"]
+    activation_granularity: Annotated[
+        list[Literal["tensor", "token"]], BeforeValidator(_listed), _NOT_EMPTY
+    ] = ["tensor"]
+    bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed), _NOT_EMPTY] = ["fixed"]
     unsigned_activations: bool = True
-    recipe: Annotated[list[RecipeText], BeforeValidator(_listed)] = [ROUND]
+    recipe: Annotated[list[RecipeText], BeforeValidator(_listed), _NOT_EMPTY] = [ROUND]
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> QuantizationChoice:

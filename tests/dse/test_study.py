@@ -240,8 +240,8 @@ def test_unknown_workload_is_found_before_work_starts(tmp_path):
 @pytest.mark.parametrize("name", ["quickstart", "anchor"])
 def test_shipped_studies_resolve(name):
     study = Study.load(Path(__file__).parents[2] / "sweeps" / f"{name}.toml")
-    # Integers 6 and minifloats 2+3+4+5+5+5 alone; 21 + 340 pairs of the anchor study on three networks.
-    assert len(study.points()) == {"quickstart": 30, "anchor": 3 * (21 + 340)}[name]
+    # Integers 6 and minifloats 2+3+4+5+5+5 alone; 21 + 340 pairs of the anchor study on three networks, by six recipes.
+    assert len(study.points()) == {"quickstart": 30, "anchor": 3 * (21 + 340) * 6}[name]
 
 
 PAIRS = """
@@ -335,3 +335,22 @@ def test_formats_without_a_datapath_pass_the_check(tmp_path, monkeypatch):
     text = PAIRS.replace('["int4", "int8"]', '["mxfp4", "mxfp4"], ["e2m1", "e4m3"]')
     load(tmp_path, text).check()
     assert checked == ["e2m1/e4m3"]
+
+
+def test_a_number_is_no_format_and_nothing_is_swept_by_an_empty_list(tmp_path):
+    text = """
+        name = "t"
+        [[workloads]]
+        name = "fmnist-resnet"
+        [formats]
+        pairs = [["int4", 4]]
+        [quantization]
+        bias = []
+    """
+    with pytest.raises(UsageError) as error:
+        load(tmp_path, text)
+    assert str(error.value).partition(" has ")[2] == (
+        "2 problems:\n"
+        "  - formats.pairs.0.1: a format is a name in quotes, such as 'int8' or 'e4m3', not 4\n"
+        "  - quantization.bias: must be a list of at least one entry, not []"
+    )
