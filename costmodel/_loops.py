@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
+from costmodel._dsp48 import unregistered_inputs
+
 _ADDRESSED = ("RAM", "ROM", "SRL")
 _LOGIC = ("LUT", "MUXF", "INV", "BUF", "CFGLUT")
 
@@ -13,7 +15,7 @@ _LOGIC = ("LUT", "MUXF", "INV", "BUF", "CFGLUT")
 def has_combinational_loop(module: Mapping[str, Any]) -> bool:
     """Whether a path of *module* (``write_json`` form) comes back to its own net without a register.
 
-    Block RAMs and DSP slices count as registers.
+    Block RAMs count as registers; a DSP slice is one where its settings put a register on the way.
     """
     sources: dict[Any, set[Any]] = {}
     for cell in module["cells"].values():
@@ -39,6 +41,8 @@ def _arcs(cell: Mapping[str, Any]) -> Iterator[tuple[list[Any], set[Any]]]:
         yield outputs, _nets(pins, inputs)
     elif kind.startswith(_ADDRESSED) and not kind.startswith("RAMB"):
         yield outputs, _nets(pins, [pin for pin in inputs if pin.startswith(("A", "DPRA"))])
+    elif kind == "DSP48E1":
+        yield outputs, _nets(pins, unregistered_inputs(cell))
 
 
 def _carry_arcs(pins: Mapping[str, list[Any]]) -> Iterator[tuple[list[Any], set[Any]]]:

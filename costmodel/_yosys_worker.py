@@ -23,7 +23,13 @@ from pathlib import Path
 from typing import Any
 
 _LATEST_ARRIVAL = re.compile(r"^Latest arrival time in '.*' is (\d+):", re.MULTILINE)
-_UNTIMED = re.compile(r"Module '[^']*' has no timing arcs|Cell type '[^$'][^']*' not recogni[sz]ed")
+_UNTIMED = re.compile(r"Module '([^']*)' has no timing arcs|Cell type '([^$'][^']*)' not recogni[sz]ed")
+_CONNECTED = re.compile(r"^ *connect \\(\S+(?: \[[\d:]+\])?) ", re.MULTILINE)
+_CONFLICT = re.compile(
+    r"^Warning: (?:multiple conflicting drivers for (?P<module>.*?)\.\\?(?P<net>\S+)(?: (?P<bit>\[.*\]))?:"
+    r"|Drivers conflicting with a constant .*:)\n(?P<drivers>(?:    .*\n)+)",
+    re.MULTILINE,
+)
 
 
 def _take_over_descriptors(work: Path) -> tuple[Any, Any, int]:
@@ -63,14 +69,13 @@ class _Session:
 
     def time(self) -> dict[str, Any]:
         """The longest path, in ps, of the module mapped last, which has no combinational loop."""
-        report = self._work / "sta"
-        self._run("tee", "-q", "-o", str(report), "sta")
-        return _read_timing(report.read_text())
+        return _read_timing(self._report("sta"))
 
     def elaborate(self, files: Sequence[str], top: str, reader: str) -> dict[str, Any]:
         """Reads Verilog and leaves *top* and what it uses in ``rtlil`` of the work folder.
 
-        Replies the names of the modules found, only, when *top* is none of them.
+        Replies the names of the modules found, only, when *top* is none of them, and the first net with
+        conflicting drivers, only, when there is one.
         """
         self._run("design", "-load", "libs")
         if reader == "slang":
@@ -81,9 +86,25 @@ class _Session:
         if top not in found:
             return {"modules": found}
         self._run("hierarchy", "-check", "-top", top)
-        self._run("proc")
+        self._run("proc", "-noopt")  # the optimisation at its end would drop conflicting drivers
+        if _CONFLICT.search(self._report("check")):
+            connections = self._report("dump")
+            self._run("tribuf")
+            conflict = _find_conflict(self._report("check"), connections)
+            if conflict and conflict.startswith("net $"):
+                self._run("opt_clean")  # gives a generated net the name it has in the source
+                conflict = _find_conflict(self._report("check"), connections)
+            if conflict:
+                return {"conflict": conflict}
+        self._run("opt_expr", "-keepdc")
         self._run("write_rtlil", "-selected", str(self._work / "rtlil"))
         return {}
+
+    def _report(self, *words: str) -> str:
+        """What a pass writes."""
+        report = self._work / "report"
+        self._run("tee", "-q", "-o", str(report), *words)
+        return report.read_text()
 
     def _run(self, *words: str) -> None:
         from pyosys import libyosys
@@ -95,11 +116,28 @@ class _Session:
 
 
 def _read_timing(report: str) -> dict[str, Any]:
-    """The latest arrival in ps, when every cell on the way has timing arcs."""
+    """The latest arrival in ps, if there is a path; the kinds of cell without timing arcs, if there are."""
+    untimed = {(match[1] or match[2]).rpartition("\\")[2] for match in _UNTIMED.finditer(report)}
+    if untimed:
+        return {"untimed": sorted(untimed)}
     latest = _LATEST_ARRIVAL.search(report)
-    if latest is None or _UNTIMED.search(report):
-        return {}
-    return {"delay_ps": int(latest[1])}
+    return {"delay_ps": int(latest[1])} if latest else {}
+
+
+def _find_conflict(report: str, connections: str) -> str | None:
+    """The first net with conflicting drivers in a report of ``check``; those of a tristate bus are none.
+
+    The report does not name a net that a constant drives too: it is one connected twice.
+    """
+    for match in _CONFLICT.finditer(report):
+        drivers = [line.strip() for line in match["drivers"].splitlines()]
+        if match["net"] is None:
+            nets = _CONNECTED.findall(connections)
+            twice = next((net for net in nets if nets.count(net) > 1), "(unnamed)")
+            return f"net {twice.replace(' ', '')} has a constant and another driver"
+        if not all(driver.endswith("($tribuf)") for driver in drivers):
+            return f"net {match['net']}{match['bit'] or ''} of {match['module']} has {len(drivers)} drivers"
+    return None
 
 
 def _serve(work: Path, limit_s: int) -> None:

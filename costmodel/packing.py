@@ -15,7 +15,10 @@ cells that a synthesiser prints overstates what a device spends by about 1.4. Th
 3. **No partner** for LUTs in front of a wide multiplexer (MUXF7/MUXF8 occupy the site's second
    exit) and for a LUT6_2, which is a pair already.
 4. **LUTs used as memory** count as the LUTs that they occupy: RAM32M 4, RAM64X1D 2, SRL16E 1, ...
-5. **Inverters** (INV) cost nothing: vendor tools absorb them into the logic around them.
+5. **Inverters** (INV, or a LUT1 that inverts) cost nothing where all that they feed are LUTs: these
+   read the uninverted net instead, with another truth table and no further input. An inverter that
+   also feeds a flip-flop, a carry chain, a wide multiplexer, a memory, a DSP slice or an output of
+   the module is a LUT of one input and goes by rules 1 to 3.
 
 The module is pure: it reads the JSON of Yosys' ``write_json`` and knows no tool.
 """
@@ -23,7 +26,7 @@ The module is pure: it reads the JSON of Yosys' ``write_json`` and knows no tool
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, TypeAlias
@@ -37,10 +40,14 @@ Inputs: TypeAlias = frozenset[Net]
 PAIR_INPUTS = 5
 """Inputs that the two functions of one LUT6 may have together."""
 
+_INVERTER_MASK = "01"
 _LUTS = {f"LUT{n}" for n in range(1, 7)} | {"LUT6_2"}
 _LUT_OUTPUTS = ("O", "O6", "O5")
 _FLIP_FLOPS = {kind + edge for kind in ("FDRE", "FDSE", "FDCE", "FDPE") for edge in ("", "_1")}
-_FLIP_FLOPS |= {"LDCE", "LDPE"}
+LATCHES = {"LDCE", "LDPE"}
+"""Cells counted as flip-flops that are transparent."""
+
+_FLIP_FLOPS |= LATCHES
 _WIDE_MUXES = {"MUXF7", "MUXF8"}
 
 # LUTs per cell: UG474, tables "Distributed RAM Configuration" and "ROM Configuration"; shift registers
@@ -179,12 +186,8 @@ def _weigh(kinds: Mapping[str, int], weights: Mapping[str, float]) -> float:
 
 def _pack_carries(module: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]) -> tuple[int, list[Inputs]]:
     """Carry positions in use, and the inputs of the LUTs outside their sites (empty: takes no partner)."""
-    source = _inverter_sources(cells)
-    luts, driver = _collect_luts(cells, source)
-    positions = [
-        (source.get(propagate, propagate), source.get(data, data))
-        for propagate, data in _positions_in_use(module, cells)
-    ]
+    luts, driver = _collect_luts(module, cells)
+    positions = list(_positions_in_use(module, cells))
     placed = {driver[propagate] for propagate, _ in positions if propagate in driver}
     for propagate, data in positions:
         guest = driver.get(data)
@@ -213,7 +216,7 @@ def _pack_carries(module: Mapping[str, Any], cells: Sequence[Mapping[str, Any]])
 def _inverter_sources(cells: Iterable[Mapping[str, Any]]) -> dict[Bit, Bit]:
     """For the output net of each inverter, what it inverts (through any further inverters)."""
     direct: dict[Bit, Bit] = {
-        cell["connections"]["O"][0]: cell["connections"]["I"][0] for cell in cells if cell["type"] == "INV"
+        cell["connections"]["O"][0]: _data_bits(cell)[0] for cell in cells if _is_inverter(cell)
     }
     resolved = {}
     for output, source in direct.items():
@@ -225,18 +228,30 @@ def _inverter_sources(cells: Iterable[Mapping[str, Any]]) -> dict[Bit, Bit]:
     return resolved
 
 
+def _is_inverter(cell: Mapping[str, Any]) -> bool:
+    if cell["type"] == "LUT1":
+        return str(cell["parameters"].get("INIT", "")).endswith(_INVERTER_MASK)
+    return bool(cell["type"] == "INV")
+
+
+def _data_bits(cell: Mapping[str, Any]) -> list[Bit]:
+    """What the inputs of a LUT or an inverter read."""
+    return [bits[0] for pin, bits in cell["connections"].items() if pin.startswith("I")]
+
+
 def _collect_luts(
-    cells: Iterable[Mapping[str, Any]], source: Mapping[Bit, Bit]
+    module: Mapping[str, Any], cells: Sequence[Mapping[str, Any]]
 ) -> tuple[list[_Lut], dict[Bit, int]]:
-    """All LUTs, and for each net that a LUT drives the index of that LUT."""
+    """All LUTs, with the inverters that cost one, and for each net that one drives its index."""
+    source = _inverter_sources(cells)
+    kept = nets_read(module, besides=_LUTS | {"INV"}) if source else set()
     luts: list[_Lut] = []
     driver: dict[Bit, int] = {}
     for cell in cells:
-        if cell["type"] not in _LUTS:
+        outputs = [net for pin in _LUT_OUTPUTS for net in cell["connections"].get(pin, ())]
+        if kept.isdisjoint(outputs) if _is_inverter(cell) else cell["type"] not in _LUTS:
             continue
-        pins = cell["connections"]
-        nets = (source.get(bits[0], bits[0]) for pin, bits in pins.items() if pin.startswith("I"))
-        outputs = [net for pin in _LUT_OUTPUTS for net in pins.get(pin, ())]
+        nets = (source.get(bit, bit) for bit in _data_bits(cell))
         driver.update(dict.fromkeys(outputs, len(luts)))
         luts.append(_Lut(frozenset(net for net in nets if isinstance(net, int)), cell["type"] == "LUT6_2"))
     return luts, driver
@@ -247,19 +262,21 @@ def _positions_in_use(
 ) -> Iterator[tuple[Bit, Bit]]:
     """The (S, DI) bits of every carry position in use."""
     chains = [cell["connections"] for cell in cells if cell["type"] == "CARRY4"]
-    read = _nets_read(module) if chains else set()
+    read = nets_read(module) if chains else set()
     for pins in chains:
         used = [index for pin in ("O", "CO") for index, net in enumerate(pins.get(pin, ())) if net in read]
         yield from zip(pins["S"][: max(used, default=-1) + 1], pins["DI"], strict=False)
 
 
-def _nets_read(module: Mapping[str, Any]) -> set[Bit]:
-    """Nets that an output port or an input of any cell reads."""
+def nets_read(module: Mapping[str, Any], besides: Collection[str] = ()) -> set[Bit]:
+    """Nets that an output port or an input of a cell reads, cells of the kinds *besides* left out."""
     read: set[Bit] = set()
     for port in module["ports"].values():
         if port["direction"] != "input":
             read.update(port["bits"])
     for cell in module["cells"].values():
+        if cell["type"] in besides:
+            continue
         directions = cell["port_directions"]
         for pin, bits in cell["connections"].items():
             if directions[pin] != "output":

@@ -11,13 +11,14 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from costmodel import packing
+from costmodel._dsp48 import untimed_dsp
 from costmodel._loops import has_combinational_loop
 from costmodel._rtlil import module_names, normalize
 from costmodel.cache import ContentCache
@@ -33,7 +34,7 @@ _COMMON = "-nodsp -noiopad -noclkbuf -flatten -nosrl"
 _MEMORY = re.compile(r"^\s*(memory|cell \$mem\w*)\s", re.MULTILINE)
 _VERILOG_MODULE = re.compile(r"\bmodule\s+(?:static\s+|automatic\s+)?(\w+)")
 _VERILOG_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-_RULE_SOURCES = ("packing.py", "_loops.py", "_yosys_worker.py")
+_RULE_SOURCES = ("packing.py", "_loops.py", "_dsp48.py", "_yosys_worker.py", "synthesis.py")
 
 _METRICS = (
     "lut_cells", "luts", "carries", "carry_positions", "ffs", "dsps", "brams", "lutrams", "logic_delay_ns",
@@ -55,14 +56,17 @@ class Resources(packing.Counts):
     Attributes:
         logic_delay_ns: longest path through LUTs, carry chains and flip-flops without any routing;
             None when the timing arcs of a cell are not known (LUT6_2), there is a combinational
-            loop, or there is no path.
+            loop, or there is no path; a note says which.
         tools: Yosys' version, its options and the family of the part.
         wall_seconds: time that the synthesis took when it was made; not part of equality.
+        notes: what a reader of the figures must know, a sentence each: why there is no logic delay,
+            that there are latches, that there is no logic.
     """
 
     logic_delay_ns: float | None
     tools: Mapping[str, str] = field(hash=False)
     wall_seconds: float = field(compare=False)
+    notes: tuple[str, ...] = ()
 
     def as_metrics(self) -> dict[str, dict[str, Any]]:
         """The metrics in the JSON shape of a result row; one that could not be had is left out."""
@@ -125,7 +129,7 @@ def synthesize_verilog(
 
     Raises:
         UsageError: unknown part or module, no file, or a file that cannot be read.
-        SynthesisError: Yosys rejects the sources.
+        SynthesisError: Yosys rejects the sources, or a net has more than one driver.
         PackingError: the mapped netlist has a cell without a counting rule.
     """
     family = find_part(part).family
@@ -163,7 +167,7 @@ def _synthesize_rtlil(
     key = {"rtlil": rtlil, "top": top, "stages": flow.stages, "tools": tools, "rule": _rule_digest()}
     known = cache.get(key) if cache is not None else None
     if known is not None:
-        return Resources(**known)
+        return Resources(**{**known, "notes": tuple(known["notes"])})
     result = _run_flow(rtlil, top, label, flow, tools)
     if cache is not None:
         cache.put(key, asdict(result))
@@ -180,7 +184,7 @@ def _choose_flow(rtlil: str, family: str) -> Flow:
 def _run_flow(rtlil: str, top: str, label: str, flow: Flow, tools: dict[str, str]) -> Resources:
     start = time.perf_counter()
     try:
-        netlist, delay_ps = _map(rtlil, top, flow)
+        netlist, delay_ps, no_delay = _map(rtlil, top, flow)
         counts = packing.count_resources(netlist)
     except (SynthesisError, packing.PackingError) as error:
         msg = f"cannot synthesise {label!r}: {error}"
@@ -190,18 +194,42 @@ def _run_flow(rtlil: str, top: str, label: str, flow: Flow, tools: dict[str, str
         logic_delay_ns=None if delay_ps is None else delay_ps / 1000,
         tools=tools,
         wall_seconds=time.perf_counter() - start,
+        notes=tuple(_notes(netlist, counts, no_delay)),
     )
 
 
-def _map(rtlil: str, top: str, flow: Flow) -> tuple[dict[str, Any], int | None]:
-    """The mapped module in the form of ``write_json``, and its logic delay in ps if that can be had."""
+def _notes(netlist: Mapping[str, Any], counts: packing.Counts, no_delay: str | None) -> Iterator[str]:
+    if not any(asdict(counts).values()):
+        yield "no logic: every output is an input, a constant or nothing at all"
+    elif no_delay:
+        yield f"no logic delay: {no_delay}"
+    latches = sum(cell["type"] in packing.LATCHES for cell in netlist["cells"].values())
+    if latches:
+        yield f"{latches} of {counts.ffs} flip-flops {'is a latch' if latches == 1 else 'are latches'}"
+
+
+def _map(rtlil: str, top: str, flow: Flow) -> tuple[dict[str, Any], int | None, str | None]:
+    """The mapped module in the form of ``write_json``, and its logic delay in ps or why there is none."""
     with running_yosys() as yosys:
         source = yosys.work / "design.il"
         source.write_text(rtlil)
         yosys.request("map", rtlil=str(source), top=top, stages=flow.stages, options=flow.options)
         netlist = json.loads((yosys.work / "netlist.json").read_text())["modules"][top]
-        timing = {} if has_combinational_loop(netlist) else yosys.request("time")
-    return netlist, timing.get("delay_ps")
+        no_delay = _untimed(netlist)
+        timing = {} if no_delay else yosys.request("time")
+    if "untimed" in timing:
+        no_delay = f"no timing arcs for {', '.join(timing['untimed'])}"
+    elif not no_delay and "delay_ps" not in timing:
+        no_delay = "no path goes through logic"
+    return netlist, timing.get("delay_ps"), no_delay
+
+
+def _untimed(netlist: Mapping[str, Any]) -> str | None:
+    """Why ``sta`` would not end, or would leave out a path; None when it can be asked."""
+    if has_combinational_loop(netlist):
+        return "there is a combinational loop"
+    use = untimed_dsp(netlist)
+    return f"no timing arcs for DSP48E1 with {use}" if use else None
 
 
 def _rule_digest() -> str:
@@ -232,6 +260,8 @@ def _elaborate_verilog(paths: Sequence[Path], top: str, found: Sequence[str]) ->
         if top not in found:
             raise unknown_choice("module", top, found) from error
         raise SynthesisError(f"cannot read {top!r}: {error}") from error
+    if "conflict" in reply:
+        raise SynthesisError(f"cannot read {top!r}: {reply['conflict']}")
     if reply:
         raise unknown_choice("module", top, reply["modules"])
     for path in paths:

@@ -174,6 +174,10 @@ def show_costs(designs: Sequence[BlockCost]) -> None:
     show(", ".join(shared) + (f"; no {', '.join(unused)}" if unused else ""))
     tools = ", ".join(f"{name} {text}" for name, text in designs[0].tools.items())
     show(f"luts: LUT6 sites after pairing; logic delay without routing; {tools}")
+    for design in designs:
+        of = ", ".join(_text(design.design[name]) for name in varied)
+        for note in design.notes:
+            show(f"note: {of}: {note}" if of else f"note: {note}")
 
 
 def _heading(name: str) -> str:

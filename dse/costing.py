@@ -32,16 +32,23 @@ class BlockCost:
         design: every parameter of it.
         metrics: resources by name; what could not be had is absent.
         tools: synthesiser version and flags.
+        notes: what a reader of the figures must know, a sentence each.
     """
 
     design: dict[str, Any]
     metrics: dict[str, Figure]
     tools: dict[str, str]
+    notes: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """The shape of one entry of ``designs`` in ``dse cost --json``."""
         metrics = {name: figure.as_json() for name, figure in self.metrics.items()}
-        return {"design": self.design, "metrics": metrics, "tools": self.tools}
+        return {
+            "design": self.design,
+            "metrics": metrics,
+            "tools": self.tools,
+            "notes": list(self.notes),
+        }
 
 
 def cost_of_block(
@@ -123,7 +130,7 @@ def cost_of_verilog(files: Sequence[Path], *, top: str | None, part: str) -> Blo
 
 def _cost(design: dict[str, Any], resources: Resources, more: dict[str, Figure]) -> BlockCost:
     measured = {name: Figure.from_json(document) for name, document in resources.as_metrics().items()}
-    return BlockCost(design, {**measured, **more}, dict(resources.tools))
+    return BlockCost(design, {**measured, **more}, dict(resources.tools), resources.notes)
 
 
 def chosen_pairs(weights: str | None, activations: str | None, bits: str | None) -> list[tuple[str, str]]:

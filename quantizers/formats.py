@@ -621,12 +621,17 @@ def common_formats() -> Iterator[Format]:
 def describe_format(fmt: Format, *, table: bool = False) -> dict[str, Any]:
     """The properties of a format under plain names; with *table*, the value of every code.
 
-    Values that are not numbers appear in the table as text (``nan``, ``inf``), so that it stays JSON.
+    Values that are not numbers appear in the table as text (``nan``, ``inf``), so that it stays JSON;
+    a code without a value is ``unused``. Minimum, maximum and smallest step of a block format are
+    those of its element's codes, to be multiplied by the block's scale and by ``implicit_scale``
+    (OCP MX v1.0 reads mxint8 elements in steps of 2**-6), which is there only where it is not 1.
     """
     scalar = fmt.element if isinstance(fmt, BlockFormat) else fmt
     facts: dict[str, Any] = {"name": fmt.name, "family": fmt.family, "bits": fmt.bits_per_value}
     if isinstance(fmt, BlockFormat):
         facts |= {"element": fmt.element.name, "block_size": fmt.block_size}
+        if fmt.element_exponent:
+            facts["implicit_scale"] = f"2**{fmt.element_exponent} (OCP MX v1.0)"
     if isinstance(scalar, MinifloatFormat):
         names = ("exponent_bits", "mantissa_bits", "exponent_bias", "has_infinity", "has_nan")
         facts |= {name: getattr(scalar, name) for name in names}
@@ -638,5 +643,9 @@ def describe_format(fmt: Format, *, table: bool = False) -> dict[str, Any]:
             "smallest_step": 2.0**scalar.grid.lsb_exponent,
         }
     if table and isinstance(fmt, ScalarFormat):
-        facts["values"] = [value if np.isfinite(value) else str(value) for value in fmt.values().tolist()]
+        not_a_number = "nan" if isinstance(fmt, MinifloatFormat) else "unused"
+        facts["values"] = [
+            not_a_number if np.isnan(value) else value if np.isfinite(value) else str(value)
+            for value in fmt.values().tolist()
+        ]
     return facts

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from dse.metrics import Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
+from quantizers.recipes import recipe_label
 from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL, RECIPE_COLOURS
 from reports.text import pair_label
 
@@ -112,7 +113,7 @@ def draw_gains(axes: Axes, points: pd.DataFrame) -> None:
             marker=FAMILY_MARKS[str(family)][1],
             linestyle="-" if family == "integer" else "--",
             color=colours[str(recipe)],
-            label=f"{family}, {recipe}",
+            label=f"{family}, {recipe_label(str(recipe))}",
         )
     axes.set_xticks(range(len(widths)), [f"W{w:.0f}A{a:.0f}" for w, a in widths], rotation=60)
     axes.set_ylabel("mean accuracy (%)")

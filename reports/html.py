@@ -15,6 +15,7 @@ from plotly.offline import get_plotlyjs
 from dse.metrics import METRICS, Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
+from quantizers.recipes import recipe_label
 from reports.figures import scaled, write_figures
 from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
 from reports.summary import best_by_bits, headlines, recipe_gains
@@ -62,7 +63,7 @@ def render_report(run: Run) -> str:
         front_lists=fronts,
         in_float=run.layers_in_float,
         gains=recipe_gains(table) if not table.empty else [],
-        recipes=list(table["recipe"].unique()) if not table.empty else [],
+        recipes={recipe_label(text): text for text in table["recipe"].unique()} if not table.empty else {},
         best=best_by_bits(table) if not table.empty else [],
         families=sorted(table["family"].unique()) if not table.empty else [],
         colours=FAMILY_COLOURS,

@@ -9,7 +9,7 @@ import pandas as pd
 
 from dse.design import DesignPoint
 from dse.metrics import METRICS
-from quantizers.recipes import ROUND
+from quantizers.recipes import ROUND, recipe_label
 from reports.text import pair_label, with_interval
 
 
@@ -57,7 +57,7 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
             luts = best.get("luts")
             row[str(family)] = {
                 "pair": pair_label(best),
-                "recipe": str(best["recipe"]),
+                "recipe": recipe_label(str(best["recipe"])),
                 "candidates": len(candidates),
                 "accuracy": with_interval(best.to_dict(), METRICS["held_out_accuracy"]),
                 "luts": "" if pd.isna(luts) else f"{luts:.0f}",
@@ -84,7 +84,7 @@ def recipe_gains(table: pd.DataFrame) -> list[dict[str, Any]]:
         cells = {}
         for recipe, gains in points.groupby("recipe", sort=False)["gain"]:
             spread = f" \u00b1 {gains.std():.2f}" if len(gains) > 1 else ""
-            cells[str(recipe)] = f"{gains.mean():+.2f}{spread}"
+            cells[recipe_label(str(recipe))] = f"{gains.mean():+.2f}{spread}"
         rounded = points.loc[points["recipe"] == ROUND, "accuracy"]
         rows.append(
             {

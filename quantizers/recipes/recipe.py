@@ -128,6 +128,11 @@ class Recipe:
         return tuple(step for step in self.steps if step.solves)
 
 
+def recipe_label(text: str) -> str:
+    """The name of a recipe that has one, else the recipe as it is written."""
+    return next((name for name in NAMED if str(Recipe.parse(name)) == text), text)
+
+
 def rewritten(prepared: PreparedModel, recipe: Recipe) -> PreparedModel:
     """*prepared* after the recipe's rewrites; *prepared* itself where it has none."""
     for step in recipe.rewrites.steps:

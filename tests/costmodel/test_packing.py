@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -30,12 +31,18 @@ class Netlist:
 
     def cell(self, kind: str, **pins: list) -> None:
         directions = {pin: "output" if pin in _OUTPUTS else "input" for pin in pins}
-        cell = {"type": kind, "connections": pins, "port_directions": directions}
+        cell = {"type": kind, "connections": pins, "port_directions": directions, "parameters": {}}
         self.cells[f"u{len(self.cells)}"] = cell
 
     def lut(self, *inputs: int | str) -> int:
         output = self.net()
         self.cell(f"LUT{len(inputs)}", O=[output], **{f"I{i}": [net] for i, net in enumerate(inputs)})
+        self.cells[f"u{len(self.cells) - 1}"]["parameters"]["INIT"] = "10"
+        return output
+
+    def lut1(self, source: int, mask: str) -> int:
+        output = self.lut(source)
+        self.cells[f"u{len(self.cells) - 1}"]["parameters"] = {"INIT": mask}
         return output
 
     def inverter(self, source: int) -> int:
@@ -142,6 +149,57 @@ def test_at_most_two_functions_a_site() -> None:
     for _ in range(5):
         n.lut(*a)
     assert n.count().luts == 3
+
+
+@pytest.mark.parametrize(("mask", "sites"), [("01", 1), ("0001", 1), ("10", 2), ("00", 2)])
+def test_inverting_lut1_before_luts_is_absorbed(mask: str, sites: int) -> None:
+    n = Netlist()
+    a = n.nets(5)
+    n.lut(n.lut1(a[0], mask), *a[1:])
+    n.lut(*a)
+    assert (n.count().luts, n.count().lut_cells) == (sites, 3)
+
+
+def _feed_flip_flop(n: Netlist, net: int) -> None:
+    n.cell("FDRE", D=[net], Q=[n.net()])
+
+
+def _feed_memory(n: Netlist, net: int) -> None:
+    n.cell("RAMB36E1", ADDR=[net])
+
+
+def _feed_select(n: Netlist, net: int) -> None:
+    n.cell("MUXF7", I0=["0"], I1=["1"], S=[net], O=[n.net()])
+
+
+def _feed_carry_in(n: Netlist, net: int) -> None:
+    n.cell("CARRY4", CI=["0"], CYINIT=[net], S=["0"] * 4, DI=["0"] * 4, O=n.nets(4), CO=n.nets(4))
+
+
+@pytest.mark.parametrize("feed", [Netlist.drive, _feed_flip_flop, _feed_memory, _feed_select, _feed_carry_in])
+@pytest.mark.parametrize("kind", ["INV", "LUT1"])
+def test_inverter_that_feeds_more_than_luts_keeps_its_site(
+    kind: str, feed: Callable[[Netlist, int], None]
+) -> None:
+    n = Netlist()
+    a = n.nets(6)
+    inverted = n.inverter(a[0]) if kind == "INV" else n.lut1(a[0], "01")
+    n.lut(inverted, *a[1:])
+    assert n.count().luts == 1
+    feed(n, inverted)
+    assert n.count().luts == 2
+
+
+def test_lut1_without_a_truth_table_is_no_inverter() -> None:
+    n = Netlist()
+    n.cell("LUT1", I0=[n.net()], O=[n.net()])
+    assert n.count().luts == 1
+
+
+def test_kept_inverters_are_paired_like_any_lut() -> None:
+    n = Netlist()
+    n.drive(n.inverter(n.net()), n.inverter(n.net()), n.inverter(n.net()))
+    assert (n.count().luts, n.count().lut_cells) == (2, 0)
 
 
 def test_inverters_cost_nothing_and_are_seen_through() -> None:
@@ -260,12 +318,14 @@ def test_a_site_takes_no_free_lut_beside_its_carry() -> None:
     assert n.count().luts == 2
 
 
-def test_inverter_before_s_and_di_is_absorbed() -> None:
+def test_inverters_before_s_and_di_take_the_luts_of_the_site() -> None:
     n = Netlist()
     x, y = n.nets(2)
-    o, _ = n.carry([n.inverter(n.lut(x, y))], [n.inverter(x)])
+    o, _ = n.carry([n.inverter(x)], [n.inverter(y)])
     n.drive(o[0])
     assert n.count().luts == 1
+    n.lut(x)
+    assert n.count().luts == 2
 
 
 def test_pairing_is_deterministic_and_never_worse_than_half() -> None:

@@ -374,22 +374,163 @@ def test_cell_without_a_rule_is_an_error(tmp_path: Path) -> None:
     )
 
 
-def test_combinational_loop_is_counted_without_a_delay(tmp_path: Path) -> None:
-    source = _write(tmp_path, "m.v", "module m(input a, output y); assign y = !(y & a); endmodule")
+DSP_V = """\
+module m(input clk, e, input [7:0] a, b, output [15:0] y);
+  wire [47:0] p;
+  DSP48E1 #(.CREG(0), .DREG(0), .ADREG(0), .ALUMODEREG(0), .CARRYINREG(0), .CARRYINSELREG(0), .INMODEREG(0),
+    .OPMODEREG(0), %s) d(.CLK(clk), .A({22'b0, a}), .B({10'b0, b}), .C({32'b0, %s}), .D(25'b0),
+    .OPMODE({6'b000010, %s}), .ALUMODE(4'b0), .INMODE(5'b0), .CARRYINSEL(3'b0), .CARRYIN(1'b0),
+    .CEA2(1'b1), .CEB2(1'b1), .CEM(1'b1), .CEP(1'b1), .RSTA(1'b0), .RSTB(1'b0), .RSTM(1'b0), .RSTP(1'b0), .P(p));
+  assign y = p[15:0] + 1;
+endmodule
+"""
+WIRES = ".AREG(0), .BREG(0), .MREG(0), .PREG(0), .ACASCREG(0), .BCASCREG(0)"
+
+
+@pytest.mark.parametrize(
+    ("source", "luts", "notes"),
+    [
+        (
+            "module m(input a, output y); assign y = !(y & a); endmodule",
+            1,
+            ("no logic delay: there is a combinational loop",),
+        ),
+        (
+            "module m(input a, b, c, output y, z);\n"
+            "  LUT6_2 #(.INIT(64'h8)) x(.I0(a), .I1(b), .I2(0), .I3(0), .I4(0), .I5(1), .O6(y), .O5(w));\n"
+            "  assign z = w & c;\nendmodule",
+            2,
+            ("no logic delay: no timing arcs for LUT6_2",),
+        ),
+        (
+            "module m(input clk, we, d, input [5:0] a, output y); wire q; assign y = q ^ d;\n"
+            "  RAM64X1S r(.A0(a[0]), .A1(a[1]), .A2(a[2]), .A3(a[3]), .A4(a[4]), .A5(a[5]),\n"
+            "    .D(d), .WE(we), .WCLK(clk), .O(q));\nendmodule",
+            2,
+            ("no logic delay: no timing arcs for RAM64X1S",),
+        ),
+        (
+            "module m(input e, input [2:0] a, output reg [2:0] y); always @* if (e) y = a; endmodule",
+            0,
+            ("no logic delay: no timing arcs for LDCE", "3 of 3 flip-flops are latches"),
+        ),
+        (
+            "module m(input clk, e, a, output reg y, q);\n"
+            "  always @* if (e) y = a;\n  always @(posedge clk) q <= a;\nendmodule",
+            0,
+            ("no logic delay: no timing arcs for LDCE", "1 of 2 flip-flops is a latch"),
+        ),
+        (
+            "module m(input a, output y, z); assign y = a; assign z = 1'b0; endmodule",
+            0,
+            ("no logic: every output is an input, a constant or nothing at all",),
+        ),
+        (
+            DSP_V % (WIRES, "y", "1'b1"),
+            16,
+            ("no logic delay: there is a combinational loop",),
+        ),
+        (
+            DSP_V % (WIRES, "16'b0", "e"),
+            16,
+            ("no logic delay: no timing arcs for DSP48E1 with pins OPMODE",),
+        ),
+        (
+            DSP_V % (WIRES + ', .USE_MULT("DYNAMIC")', "16'b0", "1'b1"),
+            16,
+            ("no logic delay: no timing arcs for DSP48E1 with USE_MULT=DYNAMIC",),
+        ),
+        (
+            DSP_V % (WIRES + ', .USE_DPORT("TRUE")', "16'b0", "1'b1"),
+            16,
+            ("no logic delay: no timing arcs for DSP48E1 with USE_DPORT=TRUE",),
+        ),
+        (
+            (DSP_V % (WIRES, "16'b0", "1'b1")).replace(".ADREG(0)", ".ADREG(1)"),
+            16,
+            ("no logic delay: no timing arcs for DSP48E1 with ADREG=1 with AREG=0, MREG=0 and PREG=0",),
+        ),
+        (
+            (DSP_V % (".MREG(0), .PREG(0)", "16'b0", "1'b1")).replace(".CREG(0)", ".CREG(1)"),
+            16,
+            ("no logic delay: no timing arcs for DSP48E1 with CREG=1 with MREG=0 and PREG=0",),
+        ),
+    ],
+)  # fmt: skip
+def test_notes_say_what_the_figures_do_not(
+    tmp_path: Path, source: str, luts: int, notes: tuple[str, ...]
+) -> None:
+    cache = ContentCache(tmp_path / "cache")
+    path = _write(tmp_path, "m.v", source)
+    for _ in range(2):
+        resources = synthesize_verilog([path], top="m", cache=cache)
+        assert (resources.luts, resources.logic_delay_ns, resources.notes) == (luts, None, notes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "delay_ns"),
+    [
+        (WIRES, 2.823 + 1.197),  # A to P, then the carry chain
+        (".AREG(1), .BREG(1), .MREG(1), .PREG(1)", 0.329 + 1.197),  # the clock to P
+        (".AREG(1), .BREG(1), .MREG(0), .PREG(0)", 2.952 + 1.197),  # through the multiplier
+    ],
+)
+def test_delay_through_a_dsp_slice_follows_its_registers(
+    tmp_path: Path, settings: str, delay_ns: float
+) -> None:
+    source = _write(tmp_path, "m.v", DSP_V % (settings, "16'b0", "1'b1"))
     resources = synthesize_verilog([source], top="m")
-    assert (resources.luts, resources.logic_delay_ns) == (1, None)
+    assert (resources.luts, resources.dsps, resources.notes) == (16, 1, ())
+    assert resources.logic_delay_ns == pytest.approx(delay_ns, abs=1e-9)
 
 
-def test_delay_through_a_cell_without_timing_is_absent(tmp_path: Path) -> None:
-    source = _write(
-        tmp_path,
-        "m.v",
-        "module m(input a, b, c, output y, z);\n"
-        "  LUT6_2 #(.INIT(64'h8)) x(.I0(a), .I1(b), .I2(0), .I3(0), .I4(0), .I5(1), .O6(y), .O5(w));\n"
-        "  assign z = w & c;\nendmodule",
+TWO_RINGS = "module ring(input i, output o); assign o = !i; endmodule\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("m.v", "module m(input a, b, output y); assign y = a; assign y = b; endmodule", "net b of m has 2 drivers"),
+        ("m.sv", "module m(input a, b, output y); assign y = a; assign y = b; endmodule", "net y of m has 2 drivers"),
+        (
+            "m.v",
+            "module m(input clk, a, b, output reg [1:0] y);\n"
+            "  always @(posedge clk) y[1] <= a;\n  always @(posedge clk) y <= {b, a};\nendmodule",
+            "net y[1] of m has 2 drivers",
+        ),
+        (
+            "m.v",
+            TWO_RINGS + "module m(input a, b, output [1:0] y); ring u(.i(a), .o(y[1])), v(.i(b), .o(y[1])); endmodule",
+            "net y[1] of m has 2 drivers",
+        ),
+        (
+            "m.v",
+            "module m(input a, b, output y); wire w; assign w = !a; assign w = !b & a; assign y = !w; endmodule",
+            "net w of m has 2 drivers",
+        ),
+        (
+            "m.v",
+            "module m(input a, b, output [1:0] y); assign y[0] = a & b; assign y[0] = 1'b0; endmodule",
+            "net y[0] has a constant and another driver",
+        ),
+    ],
+)  # fmt: skip
+def test_net_with_two_drivers_is_an_error(tmp_path: Path, name: str, source: str, message: str) -> None:
+    with pytest.raises(SynthesisError) as caught:
+        synthesize_verilog([_write(tmp_path, name, source)], top="m")
+    assert str(caught.value) == f"cannot read 'm': {message}"
+
+
+def test_tristate_bus_is_not_a_net_with_two_drivers(tmp_path: Path) -> None:
+    bus = (
+        "module m(input e, a, b, output y); wire t;\n"
+        "  assign t = e ? a : 1'bz; assign t = e ? 1'bz : b; assign y = t; endmodule"
     )
-    resources = synthesize_verilog([source], top="m")
-    assert (resources.luts, resources.logic_delay_ns) == (2, None)
+    with pytest.raises(SynthesisError) as caught:
+        synthesize_verilog([_write(tmp_path, "m.v", bus)], top="m")
+    assert str(caught.value) == (
+        "cannot synthesise 'm': Yosys: ERROR: Tristate buffers are unsupported without the '-iopad' option."
+    )
 
 
 def _run_python(script: str) -> "subprocess.CompletedProcess[str]":

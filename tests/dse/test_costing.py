@@ -114,6 +114,7 @@ def test_what_foreign_rtl_costs(tmp_path: Path) -> None:
         "design": cost.design,
         "metrics": {name: {"value": f.value, "provenance": "measured"} for name, f in cost.metrics.items()},
         "tools": TOOLS,
+        "notes": [],
     }
 
 
@@ -123,6 +124,7 @@ def test_a_delay_that_there_is_not_is_absent(tmp_path: Path) -> None:
     cost = cost_of_verilog([source], top="wire_only", part=PART)
     assert list(cost.metrics) == COUNTS
     assert {figure.value for figure in cost.metrics.values()} == {0}
+    assert cost.notes == ("no logic: every output is an input, a constant or nothing at all",)
 
 
 @pytest.mark.parametrize("pairs", [["int2", "e1m0", "int3"], ["int2", "e1m0", "int3", "e1m1"]])

@@ -21,6 +21,7 @@ from quantizers.formats import (
     MinifloatFormat,
     Specials,
     common_formats,
+    describe_format,
     minifloat_splits,
     parse_format,
     parse_scalar_format,
@@ -556,6 +557,39 @@ class TestBlocks:
 FORMATS = st.sampled_from(SCALARS)
 NUMBERS = st.floats(-600, 600) | st.floats(-4, 4) | st.floats(allow_nan=False)
 checked = settings(derandomize=True, deadline=None, max_examples=300, database=None)
+
+
+class TestDescription:
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("ternary", [0.0, 1.0, "unused", -1.0]),
+            ("int3n", [0.0, 1.0, 2.0, 3.0, "unused", -3.0, -2.0, -1.0]),
+            ("int2", [0.0, 1.0, -2.0, -1.0]),
+        ],
+    )
+    def test_values_by_code(self, name, values):
+        assert describe_format(parse_format(name), table=True)["values"] == values
+
+    def test_codes_of_a_minifloat_that_are_no_numbers(self):
+        values = describe_format(parse_format("e5m2ieee"), table=True)["values"]
+        assert values[0x7B:0x80] == [57344.0, "inf", "nan", "nan", "nan"]
+        assert values[0xFB:] == [-57344.0, "-inf", "nan", "nan", "nan"]
+
+    def test_mxint8_has_an_implicit_scale(self):
+        assert describe_format(parse_format("mxint8")) == {
+            "name": "mxint8",
+            "family": "mx",
+            "bits": 8.25,
+            "element": "int8",
+            "block_size": 32,
+            "implicit_scale": "2**-6 (OCP MX v1.0)",
+            "signed": True,
+            "minimum": -128.0,
+            "maximum": 127.0,
+            "smallest_step": 1.0,
+        }
+        assert "implicit_scale" not in describe_format(parse_format("mxfp4"))
 
 
 class TestProperties:
