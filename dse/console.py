@@ -125,13 +125,19 @@ def show_run(run: Run) -> None:
 
 def show_front(front: Front) -> None:
     """The rows of one front; below, its hypervolume in the units of the table."""
+    from quantizers.recipes import recipe_label  # loads torch, as whoever has a front has done
+
     title = Text(f"{front.workload}: {front.y} against {front.x}, {front.family} formats")
-    table = Table("weights", "activations", title=title, title_justify="left")
+    choices = ["weights", "activations"]
+    if front.rows["recipe"].nunique() > 1:
+        choices.append("recipe")
+    table = Table(*choices, title=title, title_justify="left")
     for name in (front.x, front.y):
         table.add_column(METRICS[name].label, justify="right")
-    for row in front.rows.itertuples():
-        figures = [_cell(name, getattr(row, name)) for name in (front.x, front.y)]
-        _add(table, str(row.weights), str(row.activations), *figures)
+    for row in front.rows.to_dict(orient="records"):
+        figures = [_cell_with_interval(name, row) for name in (front.x, front.y)]
+        row["recipe"] = recipe_label(row["recipe"])
+        _add(table, *(str(row[choice]) for choice in choices), *figures)
     _out.print(table)
     if front.hypervolume is not None:
         metrics = [METRICS[name] for name in (front.x, front.y)]
@@ -148,6 +154,14 @@ def _cell(name: str, value: float) -> str:
     if METRICS[name].percent:
         return f"{100 * value:.2f}"
     return f"{value:g}" if value == int(value) else f"{value:.2f}"
+
+
+def _cell_with_interval(name: str, row: Mapping[Any, Any]) -> str:
+    low, high = (row.get(f"{name}_{end}") for end in ("low", "high"))
+    if low is None or high is None or low != low:
+        return _cell(name, row[name])
+    factor = 100 if METRICS[name].percent else 1
+    return f"{_cell(name, row[name])} [{factor * low:.1f}, {factor * high:.1f}]"
 
 
 def show_costs(designs: Sequence[BlockCost]) -> None:

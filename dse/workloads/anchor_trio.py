@@ -40,7 +40,7 @@ class TorchvisionWorkload:
         ImageFolder(data, self.name).check(counts)
 
     def fingerprint(self, data: Path | None) -> str:
-        """Hash of the weights, of ``labels.csv`` and of the images' names and sizes."""
+        """Hash of the weights, of ``labels.csv`` and of the images."""
         weights = self._weights_file(_torchvision_models(self.name))
         return text_sha256(self.name, file_sha256(weights), ImageFolder(data, self.name).fingerprint())
 

@@ -134,7 +134,7 @@ class EfficientNetWorkload:
         ImageFolder(data, self.name).check(counts)
 
     def fingerprint(self, data: Path | None) -> str:
-        """Hash of the weights, of ``labels.csv`` and of the images' names and sizes."""
+        """Hash of the weights, of ``labels.csv`` and of the images."""
         self._weights()
         return text_sha256(self.name, WEIGHTS_SHA256, ImageFolder(data, self.name).fingerprint())
 
