@@ -23,8 +23,9 @@ from dse.statistics import Answers, accuracy_figure, paired_drop
 from dse.workloads import ImageSet, Workload, load_workload, top1_accuracy
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format
+from quantizers.inference import for_inference
 from quantizers.prepare import PreparedModel, prepare
-from quantizers.quantize import LayerSummary, QuantizationSettings, layer_summary
+from quantizers.quantize import LayerSummary, QuantizationSettings, QuantizedModel, layer_summary
 from quantizers.recipes import Recipe, quantize_by, rewritten
 
 CACHE = "accuracy"
@@ -260,6 +261,7 @@ def _float_answers(point: DesignPoint, source: Source) -> Answers:
 
 def answers(model: nn.Module, images: ImageSet) -> Answers:
     """Which images the model gets right."""
+    model = for_inference(model) if isinstance(model, QuantizedModel) else model
     correct: Answers = top1_accuracy(model, images, _batch_size(images)).correct.numpy()
     return correct
 

@@ -161,5 +161,5 @@ def main(formats: int, calibration: int, evaluation: int) -> None:
 
 
 if __name__ == "__main__":
-    counts = [int(text) for text in sys.argv[1:] if text != "--all"]
+    counts = [int(text) for text in sys.argv[1:] if not text.startswith("--")]
     main(*(counts + [len(_FORMATS), 32, 100][len(counts) :]))
