@@ -57,12 +57,14 @@ class AccumulatorResult:
         safe_bits: per layer, the narrowest width that no input can overflow.
         accuracy: with accumulators that never overflow.
         widths: widest first.
+        not_run_bits: narrower widths that were left out, because more than 20 points were lost before.
     """
 
     design: dict[str, Any]
     safe_bits: dict[str, int]
     accuracy: Figure
     widths: list[WidthResult]
+    not_run_bits: list[int]
 
     @property
     def falls_at_bits(self) -> int | None:
@@ -79,6 +81,7 @@ class AccumulatorResult:
             "accuracy": self.accuracy.as_json(),
             "falls_at_bits": self.falls_at_bits,
             "widths": [width.as_json() for width in self.widths],
+            "not_run_bits": self.not_run_bits,
         }
 
 
@@ -135,4 +138,4 @@ def accuracy_by_width(
         "overflow": overflow,
         "evaluation_images": len(reference),
     }
-    return AccumulatorResult(design, safe, accuracy_figure(reference), results)
+    return AccumulatorResult(design, safe, accuracy_figure(reference), results, descending[len(results) :])

@@ -227,6 +227,8 @@ def show_accumulators(result: AccumulatorResult) -> None:
     falls = result.falls_at_bits
     where = "at none of these widths" if falls is None else f"at {falls} bits"
     show(f"{design['evaluation_images']} images; accuracy falls beyond chance {where}")
+    if result.not_run_bits:
+        show(f"{result.not_run_bits[0]} bits and fewer were not run: more than 20 points are lost above")
 
 
 def show_recipes(steps: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> None:
