@@ -106,6 +106,7 @@ def settings_of(point: DesignPoint) -> QuantizationSettings:
         activation_granularity=point.activation_granularity,  # type: ignore[arg-type]
         bias=point.bias,  # type: ignore[arg-type]
         unsigned_activations=point.unsigned_activations,
+        residuals=None if point.residual_format is None else parse_scalar_format(point.residual_format),
         **percentile,
     )
 

@@ -26,7 +26,8 @@ class DesignPoint:
     ``seed`` draws the calibration images and what is sampled from them;
     ``percentile`` is ``None`` where the activation scale does not use one; ``weight_group`` counts the
     features that share a weight scale (``None``: all of an output channel); ``recipe`` is how weights are
-    chosen, as :class:`quantizers.recipes.Recipe` writes it.
+    chosen, as :class:`quantizers.recipes.Recipe` writes it; ``residual_format`` is the format in which two
+    activations are added (``None``: float).
     """
 
     workload: str
@@ -48,6 +49,7 @@ class DesignPoint:
     seed: int
     weight_group: int | None = None
     activation_granularity: str = "tensor"
+    residual_format: str | None = None
 
     @property
     def weight_format(self) -> Format:

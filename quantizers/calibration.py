@@ -119,13 +119,13 @@ class _Sampler:
 
 
 def collect_statistics(
-    model: nn.Module, layers: Sequence[str], batches: Sequence[Tensor], seed: int
+    model: nn.Module, layers: Sequence[str], batches: Sequence[Tensor], seed: int, *, pooled: bool = False
 ) -> dict[str, tuple[TensorStatistics, ...]]:
     """Run *batches* through *model* and sample every tensor that goes into *layers*.
 
     Every tensor is sampled with the same *seed*, so that layers with one input in common (a shortcut,
     queries and keys) see one sample and get one scale. A layer called several times gets one set of
-    statistics over all its calls.
+    statistics over all its calls, and *pooled* one over all its inputs.
     """
     samplers: dict[str, list[_Sampler]] = {name: [] for name in layers}
     modules = dict(model.named_modules())
@@ -134,7 +134,8 @@ def collect_statistics(
 
         def observe(_: nn.Module, *inputs: Any, name: str = name) -> None:
             collected = samplers[name]
-            for position, tensor in enumerate(tensors(inputs)):
+            for index, tensor in enumerate(tensors(inputs)):
+                position = 0 if pooled else index
                 if position == len(collected):
                     collected.append(_Sampler(len(batches), seed))
                 collected[position].add(tensor)

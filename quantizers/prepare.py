@@ -21,6 +21,7 @@ from quantizers.formats import BlockFormat, Format
 from quantizers.moments import Moments, float_moments
 from quantizers.nonnegative import Signs
 from quantizers.recording import Entry, Exit, Operation, Recording, record
+from quantizers.residuals import Residuals, extract_residuals
 from quantizers.scales import grouped_order, weight_scales
 
 # Recording keeps every intermediate tensor; two images show all there is to see.
@@ -101,6 +102,15 @@ class PreparedModel:
         """The second moments of the inputs of every layer with weights, in the float network."""
         weighted = [layer.name for layer in self.layers if layer.weights]
         return float_moments(self.model, weighted, self.batches, self.seed)
+
+    @cached_property
+    def residuals(self) -> Residuals:
+        """The additions of two activations, in a traced model that shares this one's layers.
+
+        Raises:
+            UsageError: see :func:`quantizers.residuals.extract_residuals`.
+        """
+        return extract_residuals(self.model, self.batches[0][:_RECORDED_IMAGES], self.batches, self.seed)
 
     def weight_scales(
         self, layer: str, fmt: Format, criterion: str, group: int | None = None

@@ -21,6 +21,7 @@ from quantizers.brevitas_quantizers import (
     token_quantizer,
     weight_quantizer,
 )
+from quantizers.calibration import TensorStatistics
 from quantizers.errors import UsageError, unknown_choice
 from quantizers.folding import replace_modules
 from quantizers.formats import (
@@ -32,6 +33,7 @@ from quantizers.formats import (
     TernaryFormat,
 )
 from quantizers.prepare import ComputeLayer, PreparedModel
+from quantizers.residuals import QuantAddition
 from quantizers.scales import scales_of_weights
 
 _INT8 = IntegerFormat(8)
@@ -78,6 +80,9 @@ class QuantizationSettings:
             is practically dead (weights near zero, as pruned by training), its scale is raised to
             ``|bias| / (dot length * largest weight * largest activation)``.
         unsigned_activations: whether inputs that cannot be negative get the unsigned counterpart.
+        residuals: signed scalar format of both operands where two activations are added, with one scale for
+            both, chosen by *activation_scale*; they are added in float if not given. The model is traced
+            for it, see :mod:`quantizers.residuals`.
 
     Raises:
         UsageError: a format or choice that cannot be used.
@@ -95,10 +100,13 @@ class QuantizationSettings:
     activation_granularity: Literal["tensor", "token"] = "tensor"
     bias: Literal["fixed", "float"] = "fixed"
     unsigned_activations: bool = True
+    residuals: ScalarFormat | None = None
 
     def __post_init__(self) -> None:
         for role in ("weights", "edge_weights", "activations", "edge_activations"):
             _check_format(role, getattr(self, role))
+        if self.residuals is not None:
+            _check_format("residuals", self.residuals)
         for choice, known in (
             ("integer_weights", ("narrow", "full")),
             ("weight_scale", _WEIGHT_SCALES),
@@ -146,7 +154,7 @@ def _check_format(role: str, fmt: Format) -> None:
     if not fmt.signed:
         msg = f"{role} cannot be {fmt}: give the signed format; inputs never negative lose the sign bit"
         raise UsageError(msg, given=fmt, expected=["int8", "e4m3"])
-    if isinstance(fmt, TernaryFormat) and role.endswith("activations"):
+    if isinstance(fmt, TernaryFormat) and not role.endswith("weights"):
         msg = f"{role} cannot be {fmt}, which is for weights"
         raise UsageError(msg, given=fmt, expected=["int2", "e1m0"])
 
@@ -216,6 +224,7 @@ class QuantMatMul(nn.Module):
 class QuantizedModel(nn.Module):
     """The model with Brevitas layers, in eval mode, and what each layer became.
 
+    ``layers`` are the layers with products; ``residual_adds`` gives the format of each quantized addition.
     Run it under ``torch.no_grad``; ``torch.inference_mode`` breaks Brevitas.
     """
 
@@ -224,6 +233,7 @@ class QuantizedModel(nn.Module):
         self.network = network
         self.settings = settings
         self.layers: list[LayerSummary] = []
+        self.residual_adds: dict[str, ScalarFormat] = {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.network(inputs)
@@ -232,7 +242,8 @@ class QuantizedModel(nn.Module):
 @torch.no_grad()
 def quantize(prepared: PreparedModel, settings: QuantizationSettings) -> QuantizedModel:
     """A quantized copy of *prepared*; scales are found here and then frozen."""
-    quantized = QuantizedModel(copy.deepcopy(prepared.model), settings)
+    model = prepared.model if settings.residuals is None else prepared.residuals.model
+    quantized = QuantizedModel(copy.deepcopy(model), settings)
     replacements: dict[nn.Module, nn.Module] = {}
     for layer in prepared.layers:
         module = quantized.network.get_submodule(layer.name)
@@ -241,6 +252,13 @@ def quantize(prepared: PreparedModel, settings: QuantizationSettings) -> Quantiz
         else:
             replacements[module], summary = _weighted(layer, module, prepared, settings)
         quantized.layers.append(summary)
+    if settings.residuals is not None:
+        for add in prepared.residuals.adds:
+            unsigned = settings.unsigned_activations and add.nonnegative
+            fmt = settings.residuals.unsigned_counterpart if unsigned else settings.residuals
+            scale = _tensor_scale(add.statistics, fmt, settings)
+            replacements[quantized.network.get_submodule(add.name)] = QuantAddition(fmt, scale)
+            quantized.residual_adds[add.name] = fmt
     replace_modules(quantized.network, replacements)
     return quantized.eval()
 
@@ -396,11 +414,14 @@ def _input(
     with_tokens = layer.kind in ("linear", "matmul") and statistics.axes >= _AXES_WITH_TOKENS
     if settings.activation_granularity == "token" and with_tokens and not layer.edge and not operand:
         return _Input(scalar, token_quantizer(scalar), None, "token")
-    if settings.activation_scale == "percentile":
-        scale = statistics.percentile_scale(scalar, settings.percentile)
-    else:
-        scale = statistics.mse_scale(scalar, power_of_two=settings.activation_scale == "mse_power_of_two")
+    scale = _tensor_scale(statistics, scalar, settings)
     return _Input(scalar, activation_quantizer(scalar, scale), scale, "tensor")
+
+
+def _tensor_scale(statistics: TensorStatistics, fmt: ScalarFormat, settings: QuantizationSettings) -> float:
+    if settings.activation_scale == "percentile":
+        return statistics.percentile_scale(fmt, settings.percentile)
+    return statistics.mse_scale(fmt, power_of_two=settings.activation_scale == "mse_power_of_two")
 
 
 def _layer_like(module: nn.Module, **quantizers: Any) -> nn.Module:
