@@ -211,7 +211,7 @@ def show_accumulators(result: AccumulatorResult) -> None:
     table = Table(title=Text(title), title_justify="left")
     for heading in (
         "accumulator bits",
-        "layers that can overflow",
+        "overflowing layers",
         "accuracy %",
         "points lost (95 % interval)",
     ):
