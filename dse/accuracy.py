@@ -153,16 +153,19 @@ def _measure(point: DesignPoint, source: Source) -> Quality:
         metrics["held_out_accuracy"] = accuracy_figure(correct[1::2])
     if not prepared.float_products:  # else some weights have no format, and no sum would be true
         metrics["weight_memory_kib"] = Figure(_weight_bits(weighted) / 8 / 1024, Provenance.ANALYTIC)
+    details: dict[str, Any] = {
+        "calibration_images_used": sum(len(batch) for batch in prepared.batches),
+        "evaluation_images_used": len(workload.evaluation),
+        "float_products": ", ".join(name or "the model itself" for name in prepared.float_products),
+    }
+    if point.residual_format is not None:
+        details["residual_adds_quantized"] = len(quantized.residual_adds)
     return Quality(
         metrics=metrics,
         weight_pairs=_formats(inner),
         activation_pairs=_formats(products),
         terms=max(layer.dot_length + layer.bias_terms for layer in [*inner, *products]),
-        details={
-            "calibration_images_used": sum(len(batch) for batch in prepared.batches),
-            "evaluation_images_used": len(workload.evaluation),
-            "float_products": ", ".join(name or "the model itself" for name in prepared.float_products),
-        },
+        details=details,
     )
 
 

@@ -39,6 +39,7 @@ _DATAPATH_METRICS = frozenset(
     | {"logic_delay_ns", "accumulator_bits", "activation_product_luts"}
 )
 _CHANNEL = "channel"
+_FLOAT = "float"
 
 Family = Literal["integer", "minifloat"]
 
@@ -54,6 +55,10 @@ def _known_format(name: Any) -> str:
 
 def _known_any_format(name: Any) -> str:
     return parse_format(_format_text(name)).name
+
+
+def _known_format_or_float(name: Any) -> str:
+    return _FLOAT if name == _FLOAT else _known_format(name)
 
 
 def _format_text(name: Any) -> str:
@@ -88,6 +93,7 @@ def _known_recipe(text: Any) -> Any:
 _NOT_EMPTY = Field(min_length=1)
 RecipeText = Annotated[str, BeforeValidator(_known_recipe)]
 FormatName = Annotated[str, BeforeValidator(_known_format)]
+ResidualFormat = Annotated[str, BeforeValidator(_known_format_or_float)]
 AnyFormatName = Annotated[str, BeforeValidator(_known_any_format)]
 WeightGroup = Annotated[int | Literal["channel"], BeforeValidator(_known_group)]
 WeightScale = Literal["mse", "max", "mse_power_of_two", "mean"]
@@ -168,10 +174,12 @@ class QuantizationChoice(_Section):
     """How formats are put on the network; a list sweeps the choice.
 
     ``weight_group`` is ``"channel"`` (one weight scale per output channel) or how many features share a
-    scale. See :class:`quantizers.quantize.QuantizationSettings` for the rest.
+    scale; ``residual_format`` is ``"float"`` or the format in which two activations are added. See
+    :class:`quantizers.quantize.QuantizationSettings` for the rest.
     """
 
     edge_format: FormatName = "int8"
+    residual_format: ResidualFormat = _FLOAT
     integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(_listed), _NOT_EMPTY] = [
         "narrow"
     ]
@@ -327,6 +335,7 @@ class Study(_Section):
                 seed=seed,
                 weight_group=group if isinstance(group, int) else None,
                 activation_granularity=granularity,
+                residual_format=None if q.residual_format == _FLOAT else q.residual_format,
             )
             for workload in self.workloads
             for seed, recipe in itertools.product(dict.fromkeys(self.seed), recipes)

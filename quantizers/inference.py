@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import brevitas.nn as qnn
 import torch
@@ -47,6 +48,13 @@ class _RoundedLayer(nn.Module):
             fixed = layer.bias_quant.is_quant_enabled  # type: ignore[union-attr]
             bias = layer.bias_quant.tensor_quant(layer.bias)[0] if fixed else layer.bias  # type: ignore[union-attr, operator]
             self._bias = bias.detach()  # type: ignore[operator]
+
+    def __getattr__(self, name: str) -> Any:
+        # A model's own code may ask its layers for more than their outputs.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_layer"), name)
 
     def forward(self, inputs: Tensor) -> Tensor:
         rounded = fake_quantize(inputs, self._format, self._scale)

@@ -10,6 +10,7 @@ import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -23,7 +24,10 @@ from quantizers.nonnegative import Signs
 from quantizers.recording import Operation, Recording, record, storage_key, tensors
 from quantizers.torch_rounding import fake_quantize
 
-_ADDITIONS: frozenset[Any] = frozenset({operator.add, operator.iadd, torch.add, "add", "add_"})
+_ADDITIONS: frozenset[tuple[str, Any]] = frozenset(
+    {("call_function", function) for function in (operator.add, operator.iadd, torch.add)}
+    | {("call_method", method) for method in ("add", "add_")}
+)
 
 
 class Addition(nn.Module):
@@ -149,7 +153,7 @@ def _traced(model: nn.Module, adding: frozenset[str]) -> tuple[fx.GraphModule, d
     """The model with every ``+`` of the modules *adding* a module; from its name to where it was."""
     tracer = _Tracer(adding)
     try:
-        traced = fx.GraphModule(model, tracer.trace(model))
+        traced = fx.GraphModule(model, tracer.trace(model, concrete_args=_defaults(model)))
     except Exception as error:  # whatever the model's code raises when it meets a proxy
         name, kind = next(reversed(tracer.module_stack.values()), ("", type(model)))
         msg = f"residual adds cannot be quantized: {_place(name, kind)} cannot be traced: {error}"
@@ -157,7 +161,7 @@ def _traced(model: nn.Module, adding: frozenset[str]) -> tuple[fx.GraphModule, d
     taken = {name for name, _ in model.named_modules()}
     origins: dict[str, str] = {}
     for node in list(traced.graph.nodes):
-        if node.target not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
+        if (node.op, node.target) not in _ADDITIONS or len(node.args) != 2 or node.kwargs:
             continue
         origin = next(reversed(node.meta.get("nn_module_stack", {}).values()), ("", None))[0]
         prefix = f"{origin}." if origin else ""
@@ -171,6 +175,12 @@ def _traced(model: nn.Module, adding: frozenset[str]) -> tuple[fx.GraphModule, d
         traced.graph.erase_node(node)
     traced.recompile()
     return traced.eval(), origins
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """The arguments that the model is not given: a proxy in their place would change what it does."""
+    parameters = signature(model.forward).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def _check_found(wanted: Counter[str], found: Counter[str], model: nn.Module) -> None:

@@ -27,7 +27,7 @@ _TABLE_COLUMNS = (
     "workload", "weights", "activations", "family", "accuracy", "accuracy_drop_points", "luts", "lut_cells",
     "carries", "ffs", "accumulator_bits", "logic_delay_ns", "weight_memory_kib", "mac_weights",
     "mac_activations", "recipe", "integer_weights",
-    "weight_scale", "weight_group", "activation_scale", "activation_granularity", "bias",
+    "weight_scale", "weight_group", "activation_scale", "activation_granularity", "residual_format", "bias",
 )  # fmt: skip
 
 # Left out of the hover text where they are zero; the table has them.

@@ -275,6 +275,8 @@ def test_a_stopped_sweep_keeps_its_points_and_says_how_to_go_on(tmp_path, number
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts background jobs, and with them this test, with the signal ignored.
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while stored_rows(folder) < 1 and process.poll() is None and time.monotonic() < deadline:

@@ -31,6 +31,7 @@ POINT = DesignPoint(
     seed=0,
     weight_group=None,
     activation_granularity="tensor",
+    residual_format=None,
 )
 TOOLS = {"torch": "2.9.0", "pyosys": "0.60"}
 CHANGES: dict[str, Any] = {
@@ -53,6 +54,7 @@ CHANGES: dict[str, Any] = {
     "seed": 1,
     "weight_group": 32,
     "activation_granularity": "token",
+    "residual_format": "int8",
 }
 
 

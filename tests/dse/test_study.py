@@ -3,7 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from dse.accuracy import Source, quality_of, settings_of
 from dse.study import Study
+from dse.workloads import workload_fingerprint
 from quantizers.errors import UsageError
 
 MINIMAL = """
@@ -354,3 +356,46 @@ def test_a_number_is_no_format_and_nothing_is_swept_by_an_empty_list(tmp_path):
         "  - formats.pairs.0.1: a format is a name in quotes, such as 'int8' or 'e4m3', not 4\n"
         "  - quantization.bias: must be a list of at least one entry, not []"
     )
+
+
+def test_residual_adds_are_in_float_unless_a_format_is_given(tmp_path):
+    assert load(tmp_path, PAIRS).quantization.residual_format == "float"
+    formats = []
+    for override in ([], ["quantization.residual_format=float"], ["quantization.residual_format=e4m3"]):
+        (point,) = load(tmp_path, PAIRS, *override).points()
+        residuals = settings_of(point).residuals
+        formats.append((point.residual_format, residuals and residuals.name))
+    assert formats == [(None, None), (None, None), ("e4m3", "e4m3")]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("mxfp4", "quantization.residual_format: 'mxfp4' shares scales between elements; a scalar format is needed "
+         "here, such as 'e4m3'"),
+        ("8", "quantization.residual_format: a format is a name in quotes, such as 'int8' or 'e4m3', not 8"),
+        ("ternary", "study: residuals cannot be ternary, which is for weights"),
+        ("uint8", "study: residuals cannot be uint8: give the signed format; inputs never negative lose the sign "
+         "bit"),
+    ],
+)  # fmt: skip
+def test_a_wrong_residual_format_is_told(tmp_path, override, expected):
+    assert (
+        message(tmp_path, PAIRS, f"quantization.residual_format={override}") == f"DIR/study.toml: {expected}"
+    )
+
+
+def test_quantized_residual_adds_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path / "cache"))
+    text = PAIRS.replace('"fmnist-vit"', '"fmnist-vit"\ncalibration_images = 32\nevaluation_images = 40')
+    source = Source(None, workload_fingerprint("fmnist-vit"))
+    counts = []
+    for residual in ("float", "int8"):
+        (point,) = load(tmp_path, text, f"quantization.residual_format={residual}").points()
+        quality = quality_of(point, source)
+        counts.append(quality.details.get("residual_adds_quantized"))
+        assert (quality.weight_pairs, quality.activation_pairs) == (
+            [("int4n", "int8")],
+            [("int8", "int8"), ("int8", "uint8")],
+        )
+    assert counts == [None, 8]

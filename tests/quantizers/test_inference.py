@@ -61,5 +61,16 @@ def test_accumulators_stay(network):
         torch.testing.assert_close(fast(images[:4]), narrow(images[:4]), rtol=0, atol=0)
 
 
+def test_a_layer_can_be_asked_what_the_quantized_one_can(network):
+    prepared, _ = network
+    quantized = quantize(prepared, QuantizationSettings(parse_format("int4"), parse_format("int4")))
+    layer = quantized.layers[1]
+    fast, slow = _module(for_inference(quantized), layer), _module(quantized, layer)
+    assert torch.equal(fast.weight, slow.weight)
+    assert torch.equal(fast.quant_weight().value, slow.quant_weight().value)
+    with pytest.raises(AttributeError, match="nothing_of_this_name"):
+        _ = fast.nothing_of_this_name
+
+
 def _module(quantized, layer):
     return quantized.network.get_submodule(layer.name)

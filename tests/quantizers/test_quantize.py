@@ -563,6 +563,24 @@ class TestBrevitas:
             assert torch.equal(other(images), quantized(images))
 
 
+class TestResiduals:
+    def test_only_the_sum_of_two_activations_is_quantized(self, prepared, images):
+        quantized = quantize(prepared, settings("int8", residuals=parse_format("e4m3")))
+        assert {name: fmt.name for name, fmt in quantized.residual_adds.items()} == {"residual_add_0": "e4m3"}
+        plain = quantize(prepared, settings("int8"))
+        assert plain.residual_adds == {}
+        assert layer_summary(quantized) == layer_summary(plain)
+        with torch.no_grad():
+            assert not torch.equal(quantized(images), plain(images))
+
+    def test_accumulators_go_with_it(self, prepared, images):
+        quantized = quantize(prepared, settings("int4", residuals=parse_format("int8")))
+        wide = with_accumulator(quantized, 32)
+        assert wide.residual_adds == quantized.residual_adds
+        with torch.no_grad():
+            torch.testing.assert_close(wide(images), quantized(images), rtol=1e-4, atol=1e-4)
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -601,6 +619,15 @@ class TestBadInput:
                 "scales of their own",
             ),
             ({"weight_scale": "mean"}, "weight_scale 'mean' is for ternary weights, not int8"),
+            (
+                {"residuals": parse_format("mxint8")},
+                "residuals cannot be mxint8: its scales are shared between elements; use a scalar format",
+            ),
+            ({"residuals": parse_format("ternary")}, "residuals cannot be ternary, which is for weights"),
+            (
+                {"residuals": parse_format("uint8")},
+                "residuals cannot be uint8: give the signed format; inputs never negative lose the sign bit",
+            ),
             ({"bias": "int32"}, "unknown bias 'int32'; expected one of: fixed, float"),
             ({"percentile": 0.0}, "percentile must be above 0 and at most 100, not 0.0"),
             ({"percentile": float("nan")}, "percentile must be above 0 and at most 100, not nan"),

@@ -59,6 +59,15 @@ class TestText:
     @pytest.mark.parametrize(
         ("name", "text"),
         [
+            (
+                "gptq-restored",
+                "gptq(damping=1.0) + gain_correction(limit=1.1) + bias_correction(inputs='quantized')",
+            ),
+            (
+                "learned-restored",
+                "learned_rounding(damping=0.1) + gain_correction(limit=1.1)"
+                " + bias_correction(inputs='quantized')",
+            ),
             ("anchor-bias", "equalize + smoothquant + bias_correction"),
             (
                 "anchor-gptq",
@@ -75,7 +84,13 @@ class TestText:
         assert name in NAMED
 
     def test_every_named_recipe_is_tested(self):
-        assert set(NAMED) == {"anchor-bias", "anchor-gptq", "anchor-learned"}
+        assert set(NAMED) == {
+            "gptq-restored",
+            "learned-restored",
+            "anchor-bias",
+            "anchor-gptq",
+            "anchor-learned",
+        }
 
     def test_rewrites_and_solvers(self):
         recipe = Recipe.parse("equalize + smoothquant + gptq + bias_correction")
