@@ -481,7 +481,8 @@ class TestRecipes:
     """Steps of recipes leave every weight on the grid of its own scale."""
 
     @pytest.fixture(scope="class")
-    def correlated(self):
+    @classmethod
+    def correlated(cls):
         torch.manual_seed(29)
         x = torch.randn(256, 6, 8) @ torch.randn(8, 40) + 0.1 * torch.randn(256, 6, 40)
         model = nn.Sequential(nn.Linear(40, 48), nn.ReLU(), nn.Linear(48, 40), nn.ReLU(), nn.Linear(40, 4))
