@@ -10,11 +10,17 @@ from costmodel import content_key
 from quantizers.formats import BlockFormat, Format, parse_format
 
 
-def formats_label(weights: str, activations: str, group: int | None, tokens: bool) -> str:
-    """Short text for a chart: ``e2m1``, ``e2m1/int8``, ``int4g32/int8t`` in groups and by tokens."""
+def formats_label(
+    weights: str, activations: str, group: int | None, tokens: bool, residuals: str | None
+) -> str:
+    """Short text for a chart: ``e2m1``, ``e2m1/int8``, ``int4g32/int8t`` in groups and by tokens.
+
+    Where residual additions are quantized too: ``int4 (adds int8)``.
+    """
     weights = weights if group is None else f"{weights}g{group}"
     activations = f"{activations}t" if tokens else activations
-    return weights if weights == activations else f"{weights}/{activations}"
+    pair = weights if weights == activations else f"{weights}/{activations}"
+    return pair if residuals is None else f"{pair} (adds {residuals})"
 
 
 @dataclass(frozen=True)
@@ -76,7 +82,11 @@ class DesignPoint:
     def label(self) -> str:
         """Its formats as :func:`formats_label` writes them."""
         return formats_label(
-            self.weights, self.activations, self.weight_group, self.activation_granularity == "token"
+            self.weights,
+            self.activations,
+            self.weight_group,
+            self.activation_granularity == "token",
+            self.residual_format,
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 from quantizers.errors import UsageError
+
+_RANGE = re.compile(r"\s*(\d{1,9})\s*(?:-\s*(\d{1,9})\s*)?", re.ASCII)
 
 
 def bit_range(text: str, smallest: int, largest: int) -> range:
@@ -11,11 +15,8 @@ def bit_range(text: str, smallest: int, largest: int) -> range:
     Raises:
         UsageError: not written so, or a width beyond *smallest* and *largest*.
     """
-    low, dash, high = text.partition("-")
-    try:
-        widths = range(int(low), int(high if dash else low) + 1)
-    except ValueError:
-        widths = range(0)
+    written = _RANGE.fullmatch(text)
+    widths = range(int(written[1]), int(written[2] or written[1]) + 1) if written else range(0)
     if not widths or widths[0] < smallest or widths[-1] > largest:
         msg = (
             f"--bits must be a width or a range within {smallest}-{largest}, "

@@ -81,15 +81,17 @@ def round_range(x, out, scales, inner, start, stop, steps):  # type: ignore[no-u
     """``out[i] = round(x[i] / s) * s`` for ``start <= i < stop``, with ``s = scales[i // inner]``.
 
     Args:
-        x, out: float32 ``(n,)``, contiguous; may be the same array.
+        x, out: float32 ``(n,)``, contiguous, apart from each other: where they overlap the loop is scalar.
         scales: float32 ``(n // inner,)``.
     """
     while start < stop:
         channel = start // inner
         end = min(stop, (channel + 1) * inner)
         scale = scales[channel]
-        for i in range(start, end):
-            out[i] = _nearest(x[i] / scale, steps) * scale
+        # Slices, indexed from 0: indices that might be negative would keep the loop from vectorizing.
+        values, rounded = x[start:end], out[start:end]
+        for i in range(values.size):
+            rounded[i] = _nearest(values[i] / scale, steps) * scale
         start = end
 
 

@@ -196,8 +196,12 @@ class AccumulatorLayer(nn.Module):
         """
         codes = _codes(inputs, self.activation_format, self.input_scale)
         if isinstance(self.layer, nn.Linear):
-            return self._accumulate(codes.reshape(1, -1, codes.shape[-1]))[0].reshape(*codes.shape[:-1], -1)
-        unfolded_image = codes[0].numel() * math.prod(self.layer.kernel_size)  # type: ignore[arg-type]
+            sums = self._accumulate(codes.reshape(1, -1, codes.shape[-1]))[0]
+            return sums.reshape(*codes.shape[:-1], self.layer.out_features)
+        unbatched = codes.dim() == len(self.layer.kernel_size) + 1  # type: ignore[arg-type]
+        if unbatched:
+            return self._convolve(codes[None])[0]
+        unfolded_image = math.prod((*codes.shape[1:], *self.layer.kernel_size))  # type: ignore[misc]
         images = max(1, _UNFOLDED_ELEMENTS // unfolded_image)
         return torch.cat([self._convolve(part) for part in codes.split(images)])
 
@@ -206,7 +210,9 @@ class AccumulatorLayer(nn.Module):
         images, positions = len(windows), windows.shape[2 : codes.dim()]
         # (groups, images, *positions, channels of a group, *kernel)
         grouped = windows.unflatten(1, (group_count(self.layer), -1)).movedim(1, 0).movedim(2, codes.dim())
-        sums = self._accumulate(grouped.reshape(len(grouped), images * positions.numel(), -1))
+        sums = self._accumulate(
+            grouped.reshape(len(grouped), images * positions.numel(), self.weight_codes.shape[1])
+        )
         return sums.unflatten(1, (images, *positions)).movedim(0, 1).movedim(-1, 2).flatten(1, 2)
 
     def _accumulate(self, rows: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Both are found by running the model, so they work for any module structure.
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -38,6 +39,25 @@ def replace_modules(model: nn.Module, replacements: dict[nn.Module, nn.Module]) 
         for name, child in module._modules.items():
             if child is not None and child in replacements:
                 module._modules[name] = replacements[child]
+
+
+def with_replacements(model: nn.Module, replacements: dict[nn.Module, nn.Module]) -> nn.Module:
+    """*model* with ``replacements[m]`` in the place of ``m``: new containers around the same layers.
+
+    *model* stays as it is; parameters, buffers and the layers that are not replaced are shared.
+    """
+    twins: dict[nn.Module, nn.Module] = dict(replacements)
+
+    def twin_of(module: nn.Module) -> nn.Module:
+        if module not in twins:
+            children = {name: child and twin_of(child) for name, child in module._modules.items()}
+            twins[module] = module
+            if any(child is not module._modules[name] for name, child in children.items()):
+                twins[module] = copy.copy(module)
+                twins[module]._modules = children
+        return twins[module]
+
+    return twin_of(model)
 
 
 def use_plain_convolutions(model: nn.Module, inputs: Tensor) -> None:
@@ -113,15 +133,31 @@ def fold_batch_norms(model: nn.Module, inputs: Tensor) -> int:
     for name, norm in modules.items():
         if isinstance(norm, _BatchNorm) and norm.running_mean is not None:
             source = _only_source(name, recording, modules)
-            if source is not None:
+            if source is not None and _has_channels_of(source, recording.calls(name)[0].inputs[0]):
                 _fold(source, norm)
                 replace_modules(model, {norm: nn.Identity()})
                 folded += 1
     return folded
 
 
-def _only_source(norm: str, recording: Recording, modules: dict[str, nn.Module]) -> nn.Module | None:
-    calls = recording.calls(norm)
+def overwrite_own_inputs(model: nn.Module, inputs: Tensor) -> int:
+    """Let activation functions that alone read the output of one plain layer overwrite it, in place.
+
+    Returns their number. It saves memory, and the time to write it.
+    """
+    modules = dict(model.named_modules())
+    recording = record(model, inputs)
+    found = 0
+    for name, module in modules.items():
+        if getattr(module, "inplace", None) is False and _only_source(name, recording, modules) is not None:
+            module.inplace = True
+            found += 1
+    return found
+
+
+def _only_source(reader: str, recording: Recording, modules: dict[str, nn.Module]) -> nn.Module | None:
+    """The plain layer, called once, whose output *reader* takes and nothing else sees."""
+    calls = recording.calls(reader)
     if len(calls) != 1 or not calls[0].inputs:
         return None
     entering = calls[0].inputs[0]
@@ -135,9 +171,12 @@ def _only_source(norm: str, recording: Recording, modules: dict[str, nn.Module])
         return None
     readers = {o.module for o in recording.operations if key in map(storage_key, o.operands)}
     returned = key in map(storage_key, tensors(recording.output))
-    layer = modules[sources[0]]
-    channels_match = not isinstance(layer, nn.Linear) or entering.dim() == 2
-    return layer if readers == {norm} and not returned and channels_match else None
+    return modules[sources[0]] if readers == {reader} and not returned else None
+
+
+def _has_channels_of(layer: nn.Module, output: Tensor) -> bool:
+    """Whether what a batch norm takes for channels are those of the layer."""
+    return not isinstance(layer, nn.Linear) or output.dim() == 2
 
 
 def _is_output(event: Exit, tensor: Tensor) -> bool:

@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from quantizers.attention import MatMul, unfold_attention
 from quantizers.calibration import TensorStatistics, collect_statistics
 from quantizers.errors import BitfrontError, UsageError
-from quantizers.folding import fold_batch_norms, is_plain, use_plain_convolutions
+from quantizers.folding import (
+    fold_batch_norms,
+    is_plain,
+    overwrite_own_inputs,
+    use_plain_convolutions,
+)
 from quantizers.formats import BlockFormat, Format
 from quantizers.moments import Moments, float_moments
 from quantizers.nonnegative import Signs
@@ -155,6 +160,7 @@ def prepare(model: nn.Module, calibration_batches: Iterable[Tensor], *, seed: in
     unfold_attention(prepared)
     use_plain_convolutions(prepared, inputs)
     fold_batch_norms(prepared, inputs)
+    overwrite_own_inputs(prepared, inputs)
     prepared.requires_grad_(False)
     _check_outputs(_output(prepared, inputs), expected)
     recording = record(prepared, inputs)

@@ -10,7 +10,6 @@ import operator
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from itertools import count
 from typing import Any
 
@@ -23,6 +22,7 @@ from quantizers.formats import ScalarFormat
 from quantizers.nonnegative import Signs
 from quantizers.recording import Operation, Recording, record, storage_key, tensors
 from quantizers.torch_rounding import fake_quantize
+from quantizers.tracing import TracingError, place, trace
 
 _ADDITIONS: frozenset[tuple[str, Any]] = frozenset(
     {("call_function", function) for function in (operator.add, operator.iadd, torch.add)}
@@ -138,26 +138,17 @@ def _takes_only_the_shape(operation: Operation) -> bool:
     return operation.name.endswith("_like") or operation.name.startswith("new_")
 
 
-class _Tracer(fx.Tracer):
-    def __init__(self, adding: frozenset[str]) -> None:
-        super().__init__()
-        self._adding = adding
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        del m
-        name = module_qualified_name
-        return not any(place == name or place.startswith(f"{name}.") for place in self._adding)
-
-
 def _traced(model: nn.Module, adding: frozenset[str]) -> tuple[fx.GraphModule, dict[str, str]]:
     """The model with every ``+`` of the modules *adding* a module; from its name to where it was."""
-    tracer = _Tracer(adding)
+
+    def adds_nothing(_: nn.Module, name: str) -> bool:
+        return not any(adds == name or adds.startswith(f"{name}.") for adds in adding)
+
     try:
-        traced = fx.GraphModule(model, tracer.trace(model, concrete_args=_defaults(model)))
-    except Exception as error:  # whatever the model's code raises when it meets a proxy
-        name, kind = next(reversed(tracer.module_stack.values()), ("", type(model)))
-        msg = f"residual adds cannot be quantized: {_place(name, kind)} cannot be traced: {error}"
-        raise UsageError(msg, given=name, expected=["residuals in float"]) from error
+        traced = trace(model, adds_nothing)
+    except TracingError as error:
+        msg = f"residual adds cannot be quantized: {error}"
+        raise UsageError(msg, given=error.place, expected=["residuals in float"]) from error
     taken = {name for name, _ in model.named_modules()}
     origins: dict[str, str] = {}
     for node in list(traced.graph.nodes):
@@ -177,23 +168,12 @@ def _traced(model: nn.Module, adding: frozenset[str]) -> tuple[fx.GraphModule, d
     return traced.eval(), origins
 
 
-def _defaults(model: nn.Module) -> dict[str, Any]:
-    """The arguments that the model is not given: a proxy in their place would change what it does."""
-    parameters = signature(model.forward).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
 def _check_found(wanted: Counter[str], found: Counter[str], model: nn.Module) -> None:
     for name, adds in wanted.items():
         if found[name] != adds:
-            place = _place(name, type(model.get_submodule(name)))
+            where = place(name, type(model.get_submodule(name)))
             msg = (
-                f"residual adds cannot be quantized: {place} adds activations {adds} times, {found[name]} "
+                f"residual adds cannot be quantized: {where} adds activations {adds} times, {found[name]} "
                 "of them as x + y, x += y or add without alpha"
             )
             raise UsageError(msg, given=name, expected=["x + y", "residuals in float"])
-
-
-def _place(name: str, kind: Any) -> str:
-    shown = getattr(kind, "__name__", kind)
-    return f"layer {name!r} ({shown})" if name else f"the model ({shown})"

@@ -74,12 +74,12 @@ def round_scaled(
     scales = np.ascontiguousarray(scales.reshape(-1))
     order = _storage_order(array, leading)
     source, target = array.transpose(order), out.transpose(order)
-    if target.flags.c_contiguous:
-        _round_flat(np.ascontiguousarray(source).reshape(-1), target.reshape(-1), scales, fmt)
-    else:
-        flat = np.array(source, order="C").reshape(-1)
-        _round_flat(flat, flat, scales, fmt)
-        target[...] = flat.reshape(target.shape)
+    # The kernel writes to memory of its own, in the order in which it reads.
+    separate = target.flags.c_contiguous and not np.may_share_memory(source, target)
+    flat = target if separate else np.empty(target.shape, np.float32)
+    _round_flat(np.ascontiguousarray(source).reshape(-1), flat.reshape(-1), scales, fmt)
+    if not separate:
+        target[...] = flat
     return out
 
 

@@ -24,4 +24,6 @@ def pair_label(row: Any) -> str:
     group = getattr(row, "weight_group", None)
     group = None if group is None or math.isnan(group) else int(group)
     tokens = getattr(row, "activation_granularity", "tensor") == "token"
-    return formats_label(str(row.weights), str(row.activations), group, tokens)
+    residuals = getattr(row, "residual_format", None)
+    residuals = residuals if isinstance(residuals, str) else None
+    return formats_label(str(row.weights), str(row.activations), group, tokens, residuals)

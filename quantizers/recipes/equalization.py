@@ -14,6 +14,7 @@ from quantizers.attention import ExplicitAttention, MatMul
 from quantizers.errors import UsageError
 from quantizers.prepare import PreparedModel, prepare
 from quantizers.recipes.steps import REWRITING, Step, check_range
+from quantizers.tracing import TracingError, is_library_module, trace
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Equalize(Step):
         """
         model = copy.deepcopy(prepared.model)
         # The graph shares the layers of *model*, which are changed in place.
-        graph = _trace(model)
+        graph = _traced(model)
         with torch.no_grad():
             regions = _equalize_graph()(iterations=self.iterations, return_regions=True).apply(graph)[1]
         if not regions:
@@ -65,25 +66,11 @@ def _equalize_graph() -> Any:
     return EqualizeGraph
 
 
-class _Tracer(fx.Tracer):
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, MatMul | ExplicitAttention) or super().is_leaf_module(m, module_qualified_name)
-
-
-def _trace(model: nn.Module) -> fx.GraphModule:
-    tracer = _Tracer()
+def _traced(model: nn.Module) -> fx.GraphModule:
     try:
-        return fx.GraphModule(model, tracer.trace(model))
-    except Exception as error:  # whatever the model's code raises when it meets a proxy
-        place = _deepest_module(tracer)
-        msg = f"equalize cannot trace {place}: {error}"
-        raise UsageError(msg, given=place, expected=["a recipe without equalize"]) from error
-
-
-def _deepest_module(tracer: Any) -> str:
-    """Where a failed trace was."""
-    stack = list(getattr(tracer, "module_stack", {}).values())
-    if not stack:
-        return "the model"
-    path, kind = stack[-1]
-    return f"layer {path!r} ({kind.__name__ if isinstance(kind, type) else kind})" if path else "the model"
+        return trace(
+            model, lambda m, name: isinstance(m, MatMul | ExplicitAttention) or is_library_module(m, name)
+        )
+    except TracingError as error:
+        msg = f"equalize needs a model that can be traced: {error}"
+        raise UsageError(msg, given=error.place, expected=["a recipe without equalize"]) from error

@@ -44,11 +44,11 @@ class LockStep:
     """
 
     def __init__(self, model: nn.Module, layers: Iterable[str], batches: Sequence[Tensor]) -> None:
-        self._between: dict[str, nn.Module] = {}
-        self._handles = []
-        for name in layers:
-            place, self._between[name] = _waiting_place(model, name)
-            self._handles.append(place.register_forward_pre_hook(self._hook(name)))
+        places = {name: _waiting_place(model, name) for name in layers}
+        self._between = {name: between for name, (_, between) in places.items()}
+        self._handles = [
+            place.register_forward_pre_hook(self._hook(name)) for name, (place, _) in places.items()
+        ]
         self._batches = [_Batch(model, batch) for batch in batches]
 
     def __enter__(self) -> LockStep:

@@ -306,6 +306,13 @@ class TestSafeBits:
 
 
 class TestSums:
+    @pytest.mark.parametrize("name", LAYERS)
+    def test_of_one_image_and_of_none(self, name):
+        quantized, inputs = single_layer(name, *PAIRS[0])
+        exact = with_accumulator(quantized, None).network[0]
+        assert torch.equal(exact.sums(inputs[0]), exact.sums(inputs)[0])
+        assert exact.sums(inputs[:0]).shape == exact.sums(inputs)[:0].shape
+
     @pytest.mark.parametrize("overflow", OVERFLOWS)
     @pytest.mark.parametrize(("weights", "activations"), PAIRS)
     @pytest.mark.parametrize("name", LAYERS)

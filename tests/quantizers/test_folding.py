@@ -3,7 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quantizers.folding import fold_batch_norms, use_plain_convolutions
+from quantizers.folding import fold_batch_norms, overwrite_own_inputs, use_plain_convolutions
 
 
 def trained_norm(norm, seed=5):
@@ -167,3 +167,35 @@ class TestPlainConvolutions:
         use_plain_convolutions(model, x)
         assert type(model[0]) is Standardised
         assert folded(model, x) == (0, 1)
+
+
+class TestOverwriting:
+    @pytest.mark.parametrize(
+        ("forward", "overwritten"),
+        [
+            (lambda m, x: m.act(m.conv(x)), 1),
+            (lambda m, x: m.act(m.identity(m.conv(x))) + 1, 1),
+            (lambda m, x: (lambda y: m.act(y) * y)(m.conv(x)), 0),
+            (lambda m, x: (lambda y: torch.cat([m.act(y), y[:, :1]], 1))(m.conv(x)), 0),
+            (lambda m, x: m.act(m.act(m.conv(x))), 0),
+            (lambda m, x: m.act(m.conv(m.conv(x))), 0),
+            (lambda m, x: m.act(x) + m.conv(x), 0),
+            (lambda m, x: m.act(x + m.conv(x)), 0),
+        ],
+        ids=["chain", "identity", "read again", "part read again", "twice", "layer twice", "input", "sum"],
+    )
+    def test_only_what_nothing_else_reads(self, forward, overwritten):
+        model = Model(forward, conv=nn.Conv2d(3, 3, 1), identity=nn.Identity(), act=nn.Hardswish()).eval()
+        x = torch.randn(2, 3, 4, 4)
+        model.requires_grad_(False)
+        expected, before = model(x), x.clone()
+        assert overwrite_own_inputs(model, x) == overwritten
+        assert model.act.inplace == bool(overwritten)
+        assert torch.equal(model(x), expected)
+        assert torch.equal(x, before)
+
+    def test_what_the_model_returns_stays(self):
+        model = Model(
+            lambda m, x: (lambda y: (m.act(y), y))(m.conv(x)), conv=nn.Conv2d(3, 3, 1), act=nn.ReLU()
+        )
+        assert overwrite_own_inputs(model.eval(), torch.randn(2, 3, 4, 4)) == 0

@@ -13,6 +13,10 @@ def test_values_with_intervals():
 def test_equal_formats_are_named_once():
     assert pair_label(SimpleNamespace(weights="e2m1", activations="e2m1")) == "e2m1"
     assert pair_label(SimpleNamespace(weights="e2m1", activations="int8")) == "e2m1/int8"
+    row = SimpleNamespace(weights="int4", activations="int4", residual_format="int8")
+    assert pair_label(row) == "int4 (adds int8)"
+    row = SimpleNamespace(weights="int4", activations="int4", residual_format=float("nan"))
+    assert pair_label(row) == "int4"
 
 
 def test_weight_groups_and_tokens_are_named():

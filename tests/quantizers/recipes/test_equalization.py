@@ -72,10 +72,23 @@ def test_a_layer_that_cannot_be_traced_is_named():
     with pytest.raises(UsageError) as error:
         rewritten(prepare(model, [torch.randn(8, 4)]), Recipe.parse("equalize"))
     assert str(error.value) == (
-        "equalize cannot trace layer '1.1' (Undecided): "
+        "equalize needs a model that can be traced: layer '1.1' (Undecided) cannot be traced: "
         "symbolically traced variables cannot be used as inputs to control flow"
     )
     assert error.value.given == "layer '1.1' (Undecided)"
+
+
+def test_optional_arguments_keep_their_defaults():
+    class Optional(nn.Sequential):
+        def forward(self, x, scale=None):
+            return super().forward(x if scale is None else scale * x)
+
+    torch.manual_seed(9)
+    model = Optional(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    images = torch.randn(8, 4)
+    equalized = rewritten(prepare(model, [images]), Recipe.parse("equalize"))
+    torch.testing.assert_close(equalized.model(images), model(images))
+    assert not torch.equal(equalized.model[0].weight, model[0].weight)
 
 
 @pytest.mark.parametrize("iterations", [0, 1001])

@@ -38,6 +38,13 @@ def no_thread_is_left():
     assert waiting_threads() == []
 
 
+def test_an_unknown_layer_leaves_no_hook():
+    model = network()
+    with pytest.raises(AttributeError):
+        LockStep(model, ["0", "nowhere"], [images()])
+    assert not model[0]._forward_pre_hooks
+
+
 class TestResults:
     @pytest.mark.parametrize("recipe", ["gptq", "gpfq", "qronos + bias_correction(inputs='quantized')"])
     @pytest.mark.parametrize("name", ["int4", "e2m1"])
