@@ -96,6 +96,22 @@ def round_range(x, out, scales, inner, start, stop, steps):  # type: ignore[no-u
 
 
 @_jit
+def round_rows(x, out, offsets, scale, start, stop, steps):  # type: ignore[no-untyped-def]
+    """Row r of *x*, rounded, to ``out[offsets[r]:]``, for ``start <= r < stop``.
+
+    Args:
+        x: float32 ``(rows, inner)``, contiguous, apart from *out*.
+        out: float32, flat.
+        offsets: int64 ``(rows,)``.
+    """
+    inner = x.shape[1]
+    for row in range(start, stop):
+        values, rounded = x[row], out[offsets[row] : offsets[row] + inner]
+        for i in range(inner):
+            rounded[i] = _nearest(values[i] / scale, steps) * scale
+
+
+@_jit
 def block_range(x, out, block, largest_exponent, shift, start, stop, steps):  # type: ignore[no-untyped-def]
     """Blocks of *block* values along axis 1, each with its own power of two, for ``start <= row < stop``.
 

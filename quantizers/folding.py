@@ -26,6 +26,10 @@ _PADDINGS: dict[int, Callable[..., nn.Module]] = {
 }
 
 
+class PaddedConvolution(nn.Sequential):
+    """Zeros around the input, not as many on every side, and the plain convolution that takes them."""
+
+
 def is_plain(layer: nn.Module) -> bool:
     """Whether *layer* is a convolution or linear layer that computes just that."""
     return isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear) and (
@@ -118,7 +122,7 @@ def _with_padding(layer: _ConvNd, convolution: Operation, padding: list[int]) ->
     if symmetric:
         return plain
     pad = _PADDINGS[layer.weight.dim() - 2](tuple(padding), 0.0)
-    return nn.Sequential(OrderedDict(pad=pad, convolution=plain))
+    return PaddedConvolution(OrderedDict(pad=pad, convolution=plain))
 
 
 def fold_batch_norms(model: nn.Module, inputs: Tensor) -> int:

