@@ -10,8 +10,9 @@ from amaranth.lib.wiring import In, Out
 
 from hw._checks import check_positive
 from hw._component import Component
+from hw.arith.accumulator import KulischAccumulator
+from hw.arith.addend import product_addend
 from hw.arith.decoder import check_format
-from hw.arith.product import scaled_product
 from hw.reference.widths import exact_accumulator_bits
 from quantizers.formats import ScalarFormat
 
@@ -57,7 +58,7 @@ class MultiplyAccumulate(Component):
         if accumulator_bits is None:
             accumulator_bits = exact_accumulator_bits(weights, activations, dot_length)
         check_positive("accumulator_bits", accumulator_bits)
-        self._product = scaled_product(weights, activations)
+        self._product = product_addend(weights, activations, bits=accumulator_bits)
         self._accumulator_bits = accumulator_bits
         pair = data.StructLayout({"weight": weights.bits, "activation": activations.bits, "last": 1})
         super().__init__(
@@ -82,7 +83,9 @@ class MultiplyAccumulate(Component):
         product = self._product
         advance = Signal()
         m.submodules.product = EnableInserter(advance)(product)
-        m.submodules.accumulator = accumulator = product.accumulator(self._accumulator_bits)
+        m.submodules.accumulator = accumulator = KulischAccumulator(
+            bits=self._accumulator_bits, is_registered=product.is_registered
+        )
         pair = self.pairs.payload
         valid, last = self._delay_marks(m, advance)
 
@@ -97,9 +100,8 @@ class MultiplyAccumulate(Component):
             self.sums.payload.eq(finished),
             product.weight.eq(pair.weight),
             product.activation.eq(pair.activation),
-            accumulator.term.eq(product.term),
-            accumulator.negate.eq(product.negate),
-            accumulator.select.eq(product.select),
+            accumulator.addend.eq(product.addend),
+            accumulator.carry.eq(product.carry),
             accumulator.enable.eq(valid & advance),
             accumulator.clear.eq(last & advance),
         ]

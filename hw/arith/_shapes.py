@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Shape, Signal, Value
+from amaranth.hdl import C, Cat, Module, Shape, Signal, Value
 
 from quantizers.errors import UsageError
 
@@ -32,3 +32,30 @@ def register(m: Module, value: Value) -> Signal:
     delayed = Signal(value.shape(), reset_less=True)
     m.d.sync += delayed.eq(value)
     return delayed
+
+
+def add_with_carry(running: Value, addend: Value, carry: Value, *, width: int) -> Value:
+    """``running + addend + carry`` modulo ``2**width``, on one carry chain of *width* positions.
+
+    Both are extended to the same width as unsigned numbers; of signed ones of other widths the chain is
+    longer. Yosys decides which of them becomes the chain's data input: where one of the two is logic that
+    is to share the LUTs of the propagate inputs, see :func:`accumulate`.
+    """
+    return (_extended(running, width) + _extended(addend, width) + carry)[:width]
+
+
+def accumulate(register: Value, addend: Value, carry: Value) -> Value:
+    """``register + addend + carry`` in the width of *register*, where *addend* is logic.
+
+    One carry chain with a position below the lowest one, which makes the carry: of a sum of two numbers
+    the first becomes the chain's data input, and only the register comes there without LUTs of its own.
+    """
+    width = len(register)
+    return (Cat(C(1, 1), register) + Cat(carry, _extended(addend, width)))[1 : width + 1]
+
+
+def _extended(value: Value, width: int) -> Value:
+    if len(value) >= width:
+        return value[:width]
+    fill = value[-1] if value.shape().signed and len(value) else C(0, 1)
+    return Cat(value, fill.replicate(width - len(value)))

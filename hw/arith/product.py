@@ -10,7 +10,6 @@ from amaranth.lib.wiring import In, Out
 
 from hw._component import Component
 from hw.arith._shapes import register
-from hw.arith.accumulator import KulischAccumulator
 from hw.arith.aligner import Aligner
 from hw.arith.decoder import Decoder, check_format, has_separate_sign
 from hw.arith.multiplier import Multiplier
@@ -54,17 +53,6 @@ class ScaledProduct(Component):
             }
         )
 
-    def accumulator(self, bits: int) -> KulischAccumulator:
-        """An accumulator of *bits* bits with the ports for this product."""
-        return KulischAccumulator(
-            bits=bits,
-            term=self.term.shape(),
-            has_negate=len(self.negate) > 0,
-            select_bits=len(self.select),
-            stride_bits=self.stride_bits,
-            discarded_bits=self.discarded_bits,
-        )
-
 
 def scaled_product(weights: ScalarFormat, activations: ScalarFormat) -> ScaledProduct:
     """The cheaper of the two structures for a pair of formats.
@@ -75,7 +63,7 @@ def scaled_product(weights: ScalarFormat, activations: ScalarFormat) -> ScaledPr
     check_format("weights", weights)
     check_format("activations", activations)
     table_bits = magnitude_bits(weights) + magnitude_bits(activations)
-    if table_bits <= LUT_INPUTS and _magnitude_products(weights, activations)[1] < 1 << MAX_TABULATED_BITS:
+    if table_bits <= LUT_INPUTS and magnitude_products(weights, activations)[1] < 1 << MAX_TABULATED_BITS:
         return TabulatedProduct(weights, activations)
     return ShiftedProduct(weights, activations)
 
@@ -85,15 +73,15 @@ def magnitude_bits(fmt: ScalarFormat) -> int:
     return fmt.bits - has_separate_sign(fmt)
 
 
-def _magnitudes(fmt: ScalarFormat) -> list[int]:
+def magnitudes(fmt: ScalarFormat) -> list[int]:
     """The fixed-point value of each code without its sign bit; 0 for a code that is not in use."""
     values = np.nan_to_num(fmt.values()[: 1 << magnitude_bits(fmt)])
     return [int(value) for value in np.ldexp(values, -fmt.grid.lsb_exponent)]
 
 
-def _magnitude_products(weights: ScalarFormat, activations: ScalarFormat) -> tuple[int, int]:
+def magnitude_products(weights: ScalarFormat, activations: ScalarFormat) -> tuple[int, int]:
     """Smallest and largest product of codes without their sign bits."""
-    products = [a * b for a in _magnitudes(weights) for b in _magnitudes(activations)]
+    products = [a * b for a in magnitudes(weights) for b in magnitudes(activations)]
     return min(products), max(products)
 
 
@@ -103,8 +91,8 @@ class TabulatedProduct(ScaledProduct):
     latency = 1
 
     def __init__(self, weights: ScalarFormat, activations: ScalarFormat) -> None:
-        weight_values, activation_values = _magnitudes(weights), _magnitudes(activations)
-        low, high = _magnitude_products(weights, activations)
+        weight_values, activation_values = magnitudes(weights), magnitudes(activations)
+        low, high = magnitude_products(weights, activations)
         self._weight_bits = magnitude_bits(weights)
         self._activation_bits = magnitude_bits(activations)
         weight_mask = (1 << self._weight_bits) - 1

@@ -72,7 +72,7 @@ def test_dot_products_under_back_pressure(pair, valid, ready):
     [
         ("int4 int4", 2),
         ("e2m1 e2m1", 2),
-        ("int8 int8", 3),
+        ("int8 int8", 2),
         ("e4m3 e4m3", 3),
         ("e2m5 e2m5", 4),
         ("ternary int8", 2),
