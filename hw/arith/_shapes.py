@@ -44,14 +44,15 @@ def add_with_carry(running: Value, addend: Value, carry: Value, *, width: int) -
     return (_extended(running, width) + _extended(addend, width) + carry)[:width]
 
 
-def accumulate(register: Value, addend: Value, carry: Value) -> Value:
-    """``register + addend + carry`` in the width of *register*, where *addend* is logic.
+def accumulate(register: Value, addend: Value, carry: Value, *, width: int) -> Value:
+    """``register + addend + carry`` modulo ``2**width``, where *addend* is logic.
 
-    One carry chain with a position below the lowest one, which makes the carry: of a sum of two numbers
-    the first becomes the chain's data input, and only the register comes there without LUTs of its own.
+    Written as a difference, whose operands keep their places: of a sum Yosys may take either for the data
+    input of the carry chain, and only the register comes there without LUTs of its own. The position
+    below the lowest one makes the carry.
     """
-    width = len(register)
-    return (Cat(C(1, 1), register) + Cat(carry, _extended(addend, width)))[1 : width + 1]
+    running = Cat(carry, _extended(register, width))
+    return (running - Cat(C(1, 1), ~_extended(addend, width)))[1 : width + 1]
 
 
 def _extended(value: Value, width: int) -> Value:

@@ -50,7 +50,7 @@ class KulischAccumulator(Component):
         if self._is_registered:
             total = add_with_carry(register, self.addend, self.carry, width=len(register))
         else:
-            total = accumulate(register, self.addend, self.carry)
+            total = accumulate(register, self.addend, self.carry, width=len(register))
         m.d.comb += self.total.eq(total)
         with m.If(self.clear):
             m.d.sync += register.eq(0)

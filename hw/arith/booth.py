@@ -92,7 +92,7 @@ class BoothMultiplier(Component):
                 digits, multiplicand, finished, running, missing = (
                     register(m, value) for value in (digits, multiplicand, finished, running, missing)
                 )
-            multiple = _select_multiple(multiplicand, digits[:3])
+            multiple = select_multiple(multiplicand, digits[:3])
             total = Signal(self._row_shape(row), name=f"row{row}")
             if not self._is_open:
                 m.d.comb += total.eq(running + multiple)
@@ -125,7 +125,7 @@ def _extended(product: Shape, is_open: bool) -> Shape:
     return Shape.cast(range(min(low, -1), high + 1)) if is_open else product
 
 
-def _select_multiple(multiplicand: Value, triple: Value) -> Value:
+def select_multiple(multiplicand: Value, triple: Value) -> Value:
     """-2 to 2 times the multiplicand; negative multiples are one short (one's complement)."""
     below, low, negative = triple[0], triple[1], triple[2]
     width = len(multiplicand) + 1
