@@ -123,7 +123,7 @@ class OpenBoothAddend(ProductAddend):
     is_registered = True
 
     def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int) -> None:
-        shapes = [Shape(fmt.bits, fmt.signed) for fmt in (weights, activations)]  # type: ignore[attr-defined]
+        shapes = [Shape(fmt.bits, fmt.signed) for fmt in (weights, activations)]
         self._swapped = booth_rows(shapes[0]) < booth_rows(shapes[1])
         multiplicand, multiplier = reversed(shapes) if self._swapped else shapes
         self._multiplier = BoothMultiplier(multiplicand=multiplicand, multiplier=multiplier, is_open=True)
