@@ -71,10 +71,11 @@ def test_every_operand_pair(pair):
     weights, activations = formats_of(pair)
     codes = [np.flatnonzero(np.isfinite(fmt.values())) for fmt in (weights, activations)]
     w, a = (grid.ravel() for grid in np.meshgrid(*codes, indexing="ij"))
-    # Every pair with one that came before, so that bins hold sums of both signs.
-    order = np.random.default_rng(4).permutation(len(w))
-    w, a = np.stack([w, w[order]], axis=1), np.stack([a, a[order]], axis=1)
-    last = np.array([0, 1]) << weights.bits + activations.bits
+    # Every pair with three others, so that bins hold sums of both signs.
+    rng = np.random.default_rng(4)
+    orders = [np.arange(len(w)), *(rng.permutation(len(w)) for _ in range(3))]
+    w, a = np.stack([w[o] for o in orders], axis=1), np.stack([a[o] for o in orders], axis=1)
+    last = np.array([0, 0, 0, 1]) << weights.bits + activations.bits
     items = (w | a << weights.bits | last).ravel()
     trace = VerilatedStream(dut_of(pair)).run(items, output_count=len(w), seed=1, ready_probability=1.0)
     expected = multiply_accumulate(w, a, weights=weights, activations=activations)
