@@ -12,12 +12,15 @@ import sys
 import webbrowser
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from dse import console
 from quantizers.errors import BitfrontError, UsageError
+
+if TYPE_CHECKING:  # commands import what they need, so that 'dse --help' need not wait
+    from dse.costing import BlockCost
 
 EXIT_SOME_FAILED = 1
 EXIT_WRONG_USE = 2
@@ -30,11 +33,23 @@ app = typer.Typer(
     help="Which number format, quantization method and datapath for this network on this FPGA?",
 )
 
+hardware_app = typer.Typer(
+    no_args_is_help=True, help="The blocks of hardware: list, write as Verilog, simulate, synthesise."
+)
+app.add_typer(hardware_app, name="hw")
+
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, logs on stderr.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be repeated."),
 ]
+BlockName = Annotated[str, typer.Argument(metavar="BLOCK", help="A block of 'dse hw list', such as mac.")]
+WeightFormat = Annotated[str, typer.Option("--weights", help="Weight format, such as e2m1.")]
+ActivationFormat = Annotated[
+    str | None, typer.Option("--activations", help="Activation format. Default: as weights.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the random stimuli.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what an earlier call wrote.")]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the workload's images.")]
 
 
@@ -188,14 +203,108 @@ def cost(
         msg = "files and --top belong to --verilog, which is missing"
         raise UsageError(msg, given=files or top, expected=["--verilog FILE... --top NAME"])
     else:
-        pairs = costing.chosen_pairs(weights, activations, bits if every else None)
+        pairs = costing.chosen_pairs(block, weights, activations, bits if every else None)
         parameters = costing.block_parameters(block, settings or [])
         designs = costing.cost_of_blocks(block, pairs, parameters, part=part, progress=console.track)
+    _tell_costs(designs, as_json)
+    return 0
+
+
+@hardware_app.command("list")
+def list_blocks(as_json: AsJson = False) -> int:
+    """The blocks, what they are and what can be set of them."""
+    from dse import hardware
+
+    blocks = hardware.list_blocks()
+    if as_json:
+        _print_json({"blocks": blocks})
+    else:
+        console.show_blocks(blocks)
+    return 0
+
+
+@hardware_app.command()
+def emit(
+    block: BlockName,
+    weights: WeightFormat,
+    activations: ActivationFormat = None,
+    settings: Overrides = None,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")] = Path("."),
+    count: Annotated[int, typer.Option(min=1, help="Outputs that the test bench checks.")] = 200,
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> int:
+    """Write BLOCK.v, and BLOCK_tb.v: a test bench that checks it against the reference model."""
+    from dse import hardware
+
+    chosen = hardware.choose_block(block, weights, activations, settings or [])
+    files = hardware.emit(chosen, out, count=count, seed=seed, force=force)
+    if as_json:
+        _print_json({"design": chosen.as_json(), "files": [str(file) for file in files]})
+    else:
+        for file in files:
+            console.show(f"wrote {file}")
+    return 0
+
+
+@hardware_app.command()
+def simulate(
+    block: BlockName,
+    weights: WeightFormat,
+    activations: ActivationFormat = None,
+    settings: Overrides = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Outputs to check. Default: 1000, amaranth 50.")
+    ] = None,
+    seed: Seed = 0,
+    simulator: Annotated[
+        str | None, typer.Option(help="verilator (default), or amaranth (about 1000 times slower).")
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write waveforms (VCD), with amaranth.")
+    ] = None,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> int:
+    """Run random stimuli under random stalls and compare with the reference model."""
+    from dse import hardware
+
+    chosen = hardware.choose_block(block, weights, activations, settings or [])
+    result = hardware.simulate(chosen, count=count, seed=seed, simulator=simulator, trace=trace, force=force)
+    if as_json:
+        _print_json(result.as_json())
+    else:
+        console.show_simulation(result)
+    for mismatch in result.first_mismatches:
+        console.log(str(mismatch))
+    return EXIT_SOME_FAILED if result.mismatches else 0
+
+
+@hardware_app.command("synthesize")
+def synthesize_block(
+    block: BlockName,
+    weights: WeightFormat,
+    activations: ActivationFormat = None,
+    settings: Overrides = None,
+    part: Annotated[str, typer.Option(help="FPGA part.")] = "xc7z020",
+    as_json: AsJson = False,
+) -> int:
+    """Count what one design costs, as 'dse cost' does."""
+    from dse import costing
+
+    pair = costing.format_pair(block, weights, activations)
+    parameters = costing.block_parameters(block, settings or [])
+    designs = costing.cost_of_blocks(block, [pair], parameters, part=part, progress=console.track)
+    _tell_costs(designs, as_json)
+    return 0
+
+
+def _tell_costs(designs: list[BlockCost], as_json: bool) -> None:
     if as_json:
         _print_json({"designs": [design.as_json() for design in designs]})
     else:
         console.show_costs(designs)
-    return 0
 
 
 @app.command()
@@ -234,6 +343,45 @@ def accumulator(
     else:
         console.show_accumulators(result)
     return 0
+
+
+@app.command()
+def verify(
+    workload: Annotated[str, typer.Argument(help="A workload, such as fmnist-vit.")],
+    layer: Annotated[str, typer.Option(help="Name of a layer with weights; a wrong one lists them.")],
+    weights: Annotated[str, typer.Option(help="Weight format, such as e2m1.")],
+    activations: Annotated[str | None, typer.Option(help="Activation format. Default: as weights.")] = None,
+    recipe: Annotated[str, typer.Option(help="Steps, such as 'gptq + bias_correction'.")] = "round",
+    vectors: Annotated[int, typer.Option(min=1, help="Positions of the output to check.")] = 64,
+    pe: Annotated[int, typer.Option(min=1, help="Rows that the unit works on at a time.")] = 4,
+    simd: Annotated[int, typer.Option(min=1, help="Columns that it takes a cycle.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the positions.")] = 0,
+    data: DataFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """One layer's real inputs through the simulated matrix-vector unit, against the software."""
+    from dse.inspection import check_data_is_used
+    from dse.verification import verify_layer
+
+    check_data_is_used(workload, data)
+    with _stdout_to_stderr():
+        found = verify_layer(
+            workload,
+            layer,
+            weights=weights,
+            activations=activations or weights,
+            recipe=recipe,
+            data=data,
+            vectors=vectors,
+            pe=pe,
+            simd=simd,
+            seed=seed,
+        )
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        console.show_verification(found)
+    return EXIT_SOME_FAILED if found.mismatches else 0
 
 
 @app.command()

@@ -23,9 +23,11 @@ from dse.metrics import METRICS, Figure, Provenance
 if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wait for
     from dse.accumulators import AccumulatorResult
     from dse.costing import BlockCost
+    from dse.hardware import Simulation
     from dse.pareto import Front
     from dse.store import Result
     from dse.sweep import Run
+    from dse.verification import Verification
 
 ItemT = TypeVar("ItemT")
 
@@ -202,6 +204,44 @@ def _heading(name: str) -> str:
 
 def _text(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else str(value)
+
+
+def show_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
+    """For each block what it is, and one row a parameter."""
+    for block in blocks:
+        title = Text(f"{block['name']}: {block['meaning']}")
+        table = Table("parameter", "default", "what it sets", title=title, title_justify="left")
+        for parameter in block["parameters"]:
+            default = "" if parameter["default"] is None else str(parameter["default"])
+            _add(table, parameter["name"], default, parameter["meaning"])
+        _out.print(table)
+
+
+def show_simulation(result: Simulation) -> None:
+    """What was checked, and how fast."""
+    show(f"{result.chosen.name}, {result.chosen.describe()}, simulator {result.simulator}")
+    show(
+        f"{result.checked} outputs checked, {result.mismatches} mismatches, "
+        f"{result.cycles} cycles, {result.cycles_per_second:,.0f} cycles/s"
+    )
+
+
+def show_verification(found: Verification) -> None:
+    """What was compared, and whether all of it agrees."""
+    matrices = f"{found.groups} of " if found.groups > 1 else ""
+    show(
+        f"{found.workload}, {found.layer} ({found.kind}), {found.weights} x {found.activations}: "
+        f"{matrices}{found.rows} x {found.columns} on a unit of {found.pe} x {found.simd}, "
+        f"{found.accumulator_bits}-bit sums"
+    )
+    show(
+        f"{found.checked} sums and codes checked, {found.mismatches} mismatches, {found.cycles} cycles, "
+        f"{found.cycles_per_second:,.0f} cycles/s"
+    )
+    show(
+        f"integer multipliers in place of real scales changed {found.rounding_differences} codes, "
+        f"here and in software (largest relative error {found.largest_scale_error:.1e})"
+    )
 
 
 def show_accumulators(result: AccumulatorResult) -> None:

@@ -15,7 +15,7 @@ from dse.metrics import Figure, Provenance
 from dse.ranges import bit_range
 from hw.blocks import find_block
 from quantizers.errors import UsageError
-from quantizers.formats import parse_scalar_format, signed_formats
+from quantizers.formats import signed_formats
 
 MIN_BITS, MAX_BITS = 2, 8
 
@@ -73,9 +73,19 @@ def build_block(name: str, weights: str, activations: str, parameters: Mapping[s
     Raises:
         UsageError: an unknown block, parameter or format, or formats the block cannot do.
     """
-    return find_block(name).build(
-        weights=parse_scalar_format(weights), activations=parse_scalar_format(activations), **parameters
-    )
+    return find_block(name).build(**block_arguments(name, weights, activations, parameters))
+
+
+def block_arguments(
+    name: str, weights: str, activations: str, parameters: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the component of a block is called with.
+
+    Raises:
+        UsageError: an unknown block or format, or one of a kind that the block does not take.
+    """
+    parse = find_block(name).parse_format
+    return {"weights": parse(weights), "activations": parse(activations), **parameters}
 
 
 def cost_of_blocks(
@@ -133,18 +143,29 @@ def _cost(design: dict[str, Any], resources: Resources, more: dict[str, Figure])
     return BlockCost(design, {**measured, **more}, dict(resources.tools), resources.notes)
 
 
-def chosen_pairs(weights: str | None, activations: str | None, bits: str | None) -> list[tuple[str, str]]:
+def format_pair(block: str, weights: str, activations: str | None) -> tuple[str, str]:
+    """The canonical names of a pair; activations are as weights where they are not given.
+
+    Raises:
+        UsageError: an unknown block or format, or one of a kind that the block does not take.
+    """
+    parse = find_block(block).parse_format
+    return parse(weights).name, parse(activations or weights).name
+
+
+def chosen_pairs(
+    block: str, weights: str | None, activations: str | None, bits: str | None
+) -> list[tuple[str, str]]:
     """The (weights, activations) pairs of a command: one pair, or every format of a range of widths.
 
     Raises:
-        UsageError: both or neither were chosen, a format name is wrong, or the range is.
+        UsageError: both or neither were chosen, a block or a format is unknown, or the range is wrong.
     """
     if bits is None:
         if weights is None:
             msg = "say which formats: --weights F [--activations F], or --all --bits 3-8"
             raise UsageError(msg, expected=["--weights F", "--all"])
-        pair = parse_scalar_format(weights), parse_scalar_format(activations or weights)
-        return [(pair[0].name, pair[1].name)]
+        return [format_pair(block, weights, activations)]
     if weights or activations:
         msg = "--all costs every format; it does not go together with --weights or --activations"
         raise UsageError(msg, given=weights or activations, expected=["--all", "--weights F"])

@@ -124,14 +124,15 @@ class BinnedMultiplyAccumulate(Component):
         valid, last = taken, taken & self.pairs.payload.last
         for _ in range(self._multiplier.latency + 2):
             valid, last = _flag(m, valid), _flag(m, last)
-        exponents, product, negate = self._operands(m, taken)
+        exponents, product, negate = self._operands(m, accepting)
         index = self._index(m, exponents, counting, rewind)
         term = register(m, product)
 
         m.submodules.memory = memory = Memory(shape=self._word_bits, depth=self._depth, init=[])
         read, write = memory.read_port(domain="comb"), memory.write_port()
         address = index[self._shift_bits :]
-        fold, total = Signal(signed(self._word_bits)), Signal(signed(self._word_bits))
+        fold = Signal(signed(self._word_bits), reset_less=True)
+        total = Signal(signed(self._word_bits))
         # While bins are folded and cleared, codes of zero make the term, and its sign, zero.
         addend = (_extended(term, self._word_bits) ^ negate.replicate(self._word_bits)) | (
             (fold >> self.span)[: self._word_bits] & folding.replicate(self._word_bits)
@@ -174,14 +175,14 @@ class BinnedMultiplyAccumulate(Component):
     def _depth(self) -> int:
         return 1 << (self._last_sum >> self._shift_bits).bit_length()
 
-    def _operands(self, m: Module, taken: Value) -> tuple[list[Value], Value, Value]:
+    def _operands(self, m: Module, accepting: Value) -> tuple[list[Value], Value, Value]:
         """Exponents, and with them the aligned product of the significands and the register of its sign."""
         codes = []
         for decoder, code in zip(
             self._decoders, (self.pairs.payload.weight, self.pairs.payload.activation), strict=True
         ):
             held = Signal(len(code), reset_less=True)
-            m.d.sync += held.eq(Mux(taken, code, 0))
+            m.d.sync += held.eq(Mux(accepting, code, 0))
             m.d.comb += decoder.code.eq(held)
             codes.append(held)
         weight, activation = self._decoders

@@ -13,26 +13,35 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from amaranth.hdl import Shape, Value
-from amaranth.lib import wiring
+from amaranth.lib import data, wiring
 
 from hw.cache import cache_folder
-from hw.simulation import SimulationError, check_probability, stream_ports
-from hw.verilog import to_verilog
-from quantizers.errors import MissingExtraError
+from hw.sharing import SharedModules
+from hw.simulation import (
+    SimulationError,
+    check_run,
+    default_limit,
+    items_of_streams,
+    stream_ports,
+)
+from quantizers.errors import MissingExtraError, UsageError
 
 _TOP = "dut"
 _VERILATE = (
     *("--cc", "design.v", "--top-module", _TOP, "-O3", "--x-assign", "fast", "--x-initial", "fast"),
-    *("--no-assert", "-Wno-fatal", "-Wno-lint", "--Mdir", "."),
+    # Modules that are alike stay one: a 16 x 16 array compiles in half the time, and runs 10 % slower.
+    *("--no-assert", "-Wno-fatal", "-Wno-lint", "-fno-inline", "--Mdir", "."),
 )
 _COMPILE_FLAGS = ("-fPIC", "-std=c++17", "-w")
 _MODEL_OPTIMIZATION = "-O2"
@@ -40,6 +49,15 @@ _MODEL_OPTIMIZATION = "-O2"
 _RUNTIME_OPTIMIZATION = "-O1"
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
 _RANDOM_SCALE = 1 << 32
+
+# Without "opt_clean", which makes words of which one bit is assigned to another: to Verilator, loops.
+_CONVERT = f"""
+from pyosys import libyosys
+design = libyosys.Design()
+for command in ("read_rtlil design.il", "hierarchy -check -top {_TOP}", "proc", "memory_collect",
+                "write_verilog -noattr design.v"):
+    libyosys.run_pass(command, design)
+"""
 
 _HARNESS = """
 #include "Vdut.h"
@@ -64,24 +82,43 @@ static bool chance(uint64_t& state, uint64_t threshold) {  // xorshift64*, G. Ma
     state ^= state >> 12; state ^= state << 25; state ^= state >> 27;
     return ((state * 2685821657736338717ULL) >> 32) < threshold;
 }
-extern "C" int64_t run(const uint32_t* in, int64_t in_count, int64_t in_words,
-                       uint32_t* out, int64_t out_count, int64_t out_words,
+static uint64_t seeded(uint64_t seed) {  // splitmix64, G. Steele et al. 2014; never 0
+    seed = (seed + 1) * 0x9e3779b97f4a7c15ULL;
+    seed = (seed ^ (seed >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    seed = (seed ^ (seed >> 27)) * 0x94d049bb133111ebULL;
+    return (seed ^ (seed >> 31)) | 1;
+}
+struct Items { const uint32_t* words; int64_t count, stride, is_first; };
+struct Producer {
+    Items items; uint64_t state; int64_t sent; bool is_offering;
+    Producer(const Items& i, uint64_t seed) : items(i), state(seeded(seed)), sent(0), is_offering(false) {}
+    bool is_done() const { return sent == items.count; }
+    template <class Payload, class Valid>
+    void offer(Payload& payload, Valid& valid, bool may_start, uint64_t threshold) {
+        if (!is_offering && !is_done() && (may_start || items.is_first) && chance(state, threshold)) {
+            put(payload, items.words + sent * items.stride);
+            is_offering = true;
+        }
+        valid = is_offering;
+    }
+    void see(bool ready) { if (is_offering && ready) { ++sent; is_offering = false; } }
+};
+extern "C" int64_t run(const Items* items, uint32_t* out, int64_t out_count, int64_t out_words,
                        uint64_t seed, uint64_t valid_threshold, uint64_t ready_threshold,
                        int64_t max_cycles) {
     VerilatedContext context;
     Vdut dut(&context);
-    uint64_t state = seed * 2 + 1;
+    uint64_t state = seeded(seed * STREAMS);
+    @PRODUCERS@
     dut.rst = 1; dut.clk = 0; dut.eval(); dut.clk = 1; dut.eval(); dut.rst = 0;
-    int64_t sent = 0, taken = 0, cycle = 0;
-    bool offering = false;
+    int64_t taken = 0, cycle = 0;
     for (; taken < out_count && cycle < max_cycles; ++cycle) {
-        offering = offering || (sent < in_count && chance(state, valid_threshold));
-        if (offering) put(dut.@IN@payload, in + sent * in_words);
-        dut.@IN@valid = offering;
+        const bool may_start = @FIRST_DONE@;
+        @OFFER@
         dut.@OUT@ready = chance(state, ready_threshold);
         dut.clk = 0; dut.eval();
         if (dut.@OUT@valid && dut.@OUT@ready) get(dut.@OUT@payload, out + taken++ * out_words);
-        if (offering && dut.@IN@ready) { ++sent; offering = false; }
+        @SEE@
         dut.clk = 1; dut.eval();
     }
     return taken == out_count ? cycle : -taken - 1;
@@ -94,7 +131,8 @@ class BatchTrace:
     """What came out of a run.
 
     Attributes:
-        outputs: payloads in order, int64, or Python integers (dtype object) beyond 64 bits.
+        outputs: payloads in order, shape ``(n,)``, or ``(n, length)`` where the payload is an array: int64,
+            or Python integers (dtype object) for numbers beyond 64 bits.
         cycles: clock cycles from the first offer to the last output.
     """
 
@@ -102,77 +140,203 @@ class BatchTrace:
     cycles: int
 
 
+class _Items(ctypes.Structure):
+    """What one input stream is offered, as the harness reads it."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("is_first", ctypes.c_int64),
+    )
+
+
 class VerilatedStream:
-    """A component with one input and one output stream, compiled. Every run starts from reset.
+    """A component with input streams and one output stream, compiled. Every run starts from reset.
 
     Args:
-        component: elaborated once, so it cannot be used again. Payloads of the input stream have at
-            most 64 bits.
+        component: elaborated once, so it cannot be used again.
 
     Raises:
-        UsageError: the component does not have exactly one stream each way.
+        UsageError: the component does not have exactly one output stream and at least one input stream.
         MissingExtraError: Verilator is not installed.
         SimulationError: no C++ compiler, or the model does not compile.
     """
 
     def __init__(self, component: wiring.Component) -> None:
-        sink, source = stream_ports(component)
-        self._in_width = Value.cast(getattr(component, sink).payload).shape().width
-        self._out_shape = Value.cast(getattr(component, source).payload).shape()
-        harness = _HARNESS.replace("@IN@", f"{sink}___05F").replace("@OUT@", f"{source}___05F")
-        library = _build(to_verilog(component, name=_TOP), harness)
+        self._sinks, source = stream_ports(component)
+        self._in_layouts = [_layout(component, sink) for sink in self._sinks]
+        self._out_layout = _layout(component, source)
+        library = _build(_verilog(component), _harness(self._sinks, source))
         self._run = ctypes.CDLL(str(library)).run
         self._run.restype = ctypes.c_int64
         words, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
-        self._run.argtypes = [words, count, count, words, count, count, number, number, number, count]
+        items = ctypes.POINTER(_Items)
+        self._run.argtypes = [items, words, count, count, number, number, number, count]
 
     def run(
         self,
-        items: npt.ArrayLike,
+        items: npt.ArrayLike | Mapping[str, npt.ArrayLike],
         *,
         output_count: int,
         seed: int = 0,
         valid_probability: float = 1.0,
         ready_probability: float = 1.0,
+        first: Sequence[str] = (),
+        max_cycles: int | None = None,
     ) -> BatchTrace:
-        """Offers *items* (packed payloads, shape ``(n,)``) and takes *output_count* payloads.
+        """Offers *items* and takes *output_count* payloads.
+
+        Args:
+            items: the payloads of each input stream, by its name; the name may be left out where there is
+                one stream. Shape ``(n,)``: the bits of a payload as an integer of any size. Shape
+                ``(n, length)``, where the payload is an array: its elements.
+            output_count: outputs to wait for.
+            seed: of all random choices.
+            valid_probability: with which a payload is offered in a cycle; above 0, at most 1.
+            ready_probability: with which one is taken; above 0, at most 1.
+            first: input streams of which every payload is taken before the others are offered any.
+            max_cycles: after which the run is given up; by default 1000 and 20 for every item and
+                output, more of them with stalls.
 
         Raises:
-            UsageError: a probability out of range.
-            SimulationError: the outputs did not come within a generous number of cycles.
+            UsageError: a probability out of range, or items that do not fit the streams.
+            SimulationError: the outputs did not come within *max_cycles*.
         """
-        check_probability("valid_probability", valid_probability)
-        check_probability("ready_probability", ready_probability)
-        sent = np.ascontiguousarray(np.asarray(items).astype(np.uint64)).view(np.uint32).reshape(-1, 2)
-        in_words, out_words = _words(self._in_width), _words(self._out_shape.width)
-        sent = np.ascontiguousarray(sent[:, :in_words])
-        taken = np.zeros((output_count, out_words), dtype=np.uint32)
-        limit = 1000 + int(20 * (len(sent) + output_count) / (valid_probability * ready_probability))
+        offered: dict[str, npt.ArrayLike] = items_of_streams(items, self._sinks)
+        check_run(self._sinks, first, valid_probability, ready_probability)
+        sent = [
+            _packed(offered[name], layout) for name, layout in zip(self._sinks, self._in_layouts, strict=True)
+        ]
+        taken = np.zeros((output_count, _words(self._out_layout.width)), dtype=np.uint32)
+        if max_cycles is None:
+            item_count = sum(map(len, sent))
+            max_cycles = default_limit(item_count, output_count, valid_probability, ready_probability)
+        streams = [
+            _Items(words.ctypes.data, *words.shape, name in first)
+            for name, words in zip(self._sinks, sent, strict=True)
+        ]
         cycles = self._run(
-            sent.ctypes.data,
-            len(sent),
-            in_words,
+            (_Items * len(streams))(*streams),
             taken.ctypes.data,
-            output_count,
-            out_words,
+            *taken.shape,
             seed,
             int(valid_probability * _RANDOM_SCALE),
             int(ready_probability * _RANDOM_SCALE),
-            limit,
+            max_cycles,
         )
         if cycles < 0:
-            msg = f"the model gave {-cycles - 1} of {output_count} outputs in {limit} cycles"
+            msg = f"the model gave {-cycles - 1} of {output_count} outputs in {max_cycles} cycles"
             raise SimulationError(msg)
-        return BatchTrace(_numbers(taken, self._out_shape), cycles)
+        return BatchTrace(_unpacked(taken, self._out_layout), cycles)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A payload: *length* numbers of a shape, side by side; ``None``: just one."""
+
+    shape: Shape
+    length: int | None
+
+    @property
+    def width(self) -> int:
+        return self.shape.width * (1 if self.length is None else self.length)
+
+
+def _layout(component: wiring.Component, name: str) -> _Layout:
+    payload = getattr(component, name).payload
+    if isinstance(payload, data.View) and isinstance(payload.shape(), data.ArrayLayout):
+        array = payload.shape()
+        return _Layout(Shape.cast(array.elem_shape), array.length)
+    return _Layout(Value.cast(payload).shape(), None)
+
+
+def _harness(sinks: Sequence[str], source: str) -> str:
+    """The C++ around the model, for its streams."""
+    producers = [f"p{index}" for index in range(len(sinks))]
+    ports = [f"{sink}___05F" for sink in sinks]
+    pairs = list(zip(producers, ports, strict=True))
+    first_done = " && ".join(f"(!{p}.items.is_first || {p}.is_done())" for p in producers)
+    texts = {
+        "@PRODUCERS@": [
+            f"Producer {p}(items[{i}], seed * STREAMS + {i + 1});" for i, p in enumerate(producers)
+        ],
+        "@FIRST_DONE@": [first_done],
+        "@OFFER@": [
+            f"{p}.offer(dut.{port}payload, dut.{port}valid, may_start, valid_threshold);" for p, port in pairs
+        ],
+        "@SEE@": [f"{p}.see(dut.{port}ready);" for p, port in pairs],
+        "@OUT@": [f"{source}___05F"],
+        "STREAMS": [str(len(sinks) + 1)],
+    }
+    harness = _HARNESS
+    for mark, lines in texts.items():
+        harness = harness.replace(mark, "\n".join(lines))
+    return harness
 
 
 def _words(width: int) -> int:
-    """32-bit words in which Verilator holds a port (at most two for 64 bits)."""
+    """32-bit words in which Verilator holds a port (two for 33 to 64 bits)."""
     return max(1, -(-width // 32))
 
 
+def _packed(items: npt.ArrayLike, layout: _Layout) -> npt.NDArray[np.uint32]:
+    """The words of payloads, shape ``(n, words)``, least significant first.
+
+    Raises:
+        UsageError: items that are no integers, or of another shape than the payload.
+    """
+    array = np.asarray(items)
+    if array.dtype.kind == "f" and not isinstance(items, np.ndarray):
+        # Of Python integers from 2**63 on numpy makes floats.
+        array = np.asarray(items, dtype=object)
+    if array.size and array.dtype.kind not in "iuO":
+        msg = f"items must be integers, not {array.dtype}"
+        raise UsageError(msg, given=array.dtype, expected=["an integer dtype"])
+    shapes = [()] if layout.length is None else [(), (layout.length,)]
+    if not array.ndim or array.shape[1:] not in shapes:
+        wanted = "(n,)" if layout.length is None else f"(n, {layout.length})"
+        msg = f"items must be of shape {wanted}, not {array.shape}"
+        raise UsageError(msg, given=array.shape, expected=[wanted])
+    width = layout.shape.width if array.ndim == 2 else layout.width
+    columns = array if array.ndim == 2 else array[:, None]
+    if width > 64:
+        columns = columns.astype(object)
+    words = np.zeros((len(array), _words(layout.width)), dtype=np.uint32)
+    for index in range(columns.shape[1]):
+        for low in range(0, width, 32):
+            limb = (columns[:, index] >> low) & ((1 << min(32, width - low)) - 1)
+            word, shift = divmod(index * width + low, 32)
+            shifted = limb.astype(np.uint64) << np.uint64(shift)
+            words[:, word] |= shifted.astype(np.uint32)
+            if shift and word + 1 < words.shape[1]:
+                words[:, word + 1] |= (shifted >> np.uint64(32)).astype(np.uint32)
+    return words
+
+
+def _unpacked(words: npt.NDArray[np.uint32], layout: _Layout) -> npt.NDArray[Any]:
+    """Payloads from their words: shape ``(n,)``, or ``(n, length)`` for an array."""
+    if layout.length is None:
+        return _numbers(words, layout.shape)
+    width = layout.shape.width
+    fields = [_field(words, index * width, width) for index in range(layout.length)]
+    columns: list[npt.NDArray[Any]] = [_numbers(field, layout.shape) for field in fields]
+    return np.stack(columns, axis=1)
+
+
+def _field(words: npt.NDArray[np.uint32], position: int, width: int) -> npt.NDArray[np.uint32]:
+    """The words of *width* bits from *position* on."""
+    count = _words(width)
+    first, shift = divmod(position, 32)
+    extended = np.pad(words, [(0, 0), (0, 1)]).astype(np.uint64)[:, first : first + count + 1]
+    joined = extended[:, :-1] | (extended[:, 1:] << np.uint64(32))
+    field = (joined >> np.uint64(shift)).astype(np.uint32)
+    field[:, -1] &= np.uint32(0xFFFFFFFF >> (32 * count - width))
+    return field
+
+
 def _numbers(words: npt.NDArray[np.uint32], shape: Shape) -> npt.NDArray[np.int64] | npt.NDArray[np.object_]:
-    """Payloads from their words, least significant first."""
+    """Numbers of a shape from their words, least significant first."""
     wide = shape.width + (not shape.signed) > 64
     value = np.zeros(len(words), dtype=object if wide else np.uint64)
     for index in range(words.shape[1]):
@@ -182,6 +346,14 @@ def _numbers(words: npt.NDArray[np.uint32], shape: Shape) -> npt.NDArray[np.int6
         return (value ^ sign) - sign if shape.signed else value
     spare = np.uint64(64 - shape.width)
     return (value << spare).view(np.int64) >> np.int64(spare) if shape.signed else value.view(np.int64)
+
+
+def _verilog(component: wiring.Component) -> str:
+    """Verilog for the simulator alone: with its hierarchy, modules that are alike only once."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "design.il").write_text(SharedModules().convert(component, name=_TOP))
+        _run_tool([sys.executable, "-c", _CONVERT], Path(folder))
+        return (Path(folder) / "design.v").read_text()
 
 
 def _build(verilog: str, harness: str) -> Path:

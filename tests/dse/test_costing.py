@@ -11,16 +11,19 @@ from costmodel import SynthesisError, synthesis
 from costmodel.yosys import yosys_version
 from dse.costing import (
     BlockCost,
+    block_arguments,
     block_parameters,
     check_part,
     chosen_pairs,
     cost_of_block,
     cost_of_blocks,
     cost_of_verilog,
+    format_pair,
     reject_with_verilog,
 )
 from dse.metrics import METRICS, Figure, Provenance
 from quantizers.errors import UsageError
+from quantizers.formats import parse_scalar_format
 
 PART = "xc7z020"
 COUNTS = ["lut_cells", "luts", "carries", "carry_positions", "ffs", "dsps", "brams", "lutrams"]
@@ -185,17 +188,17 @@ def test_rtl_that_is_wrong(tmp_path: Path) -> None:
 
 
 def test_pairs_of_a_command() -> None:
-    assert chosen_pairs("int4", None, None) == [("int4", "int4")]
-    assert chosen_pairs("e2m1b1", "int8", None) == [("e2m1", "int8")]
-    assert chosen_pairs(None, None, "3") == [(name, name) for name in ("int3", "e1m1", "e2m0")]
-    names = [weights for weights, _ in chosen_pairs(None, None, "2-3")]
+    assert chosen_pairs("mac", "int4", None, None) == [("int4", "int4")]
+    assert chosen_pairs("mac", "e2m1b1", "int8", None) == [("e2m1", "int8")]
+    assert chosen_pairs("mac", None, None, "3") == [(name, name) for name in ("int3", "e1m1", "e2m0")]
+    names = [weights for weights, _ in chosen_pairs("mac", None, None, "2-3")]
     assert names == ["int2", "e1m0", "int3", "e1m1", "e2m0"]
 
 
 @pytest.mark.parametrize("text", ["1-3", "3-9", "5-4", "", "-", "a-b", "4.5"])
 def test_wrong_widths(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        chosen_pairs(None, None, text)
+        chosen_pairs("mac", None, None, text)
     assert _message(caught) == f"--bits must be a width or a range within 2-8, such as 3-8, not {text!r}"
 
 
@@ -222,8 +225,28 @@ def test_wrong_choices_of_formats(
     weights: str | None, activations: str | None, bits: str | None, message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        chosen_pairs(weights, activations, bits)
+        chosen_pairs("mac", weights, activations, bits)
     assert _message(caught) == message
+
+
+def test_pairs_are_named_as_the_block_reads_them() -> None:
+    assert format_pair("mac", "e2m1b1", None) == ("e2m1", "e2m1")
+    assert format_pair("mac", "int4", "uint8") == ("int4", "uint8")
+    with pytest.raises(UsageError) as caught:
+        format_pair("mca", "int4", None)
+    assert (
+        _message(caught)
+        == "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu"
+    )
+
+
+def test_arguments_of_a_block() -> None:
+    arguments = block_arguments("mac", "int4", "e2m1", {"dot_length": 16})
+    assert arguments == {
+        "weights": parse_scalar_format("int4"),
+        "activations": parse_scalar_format("e2m1"),
+        "dot_length": 16,
+    }
 
 
 def test_parameters_are_the_defaults_with_the_settings() -> None:
@@ -244,7 +267,11 @@ def test_parameters_are_the_defaults_with_the_settings() -> None:
             "lanes=4",
             "unknown parameter of block 'mac' 'lanes'; expected one of: dot_length, accumulator_bits",
         ),
-        ("mca", "dot_length=4", "unknown block 'mca' (did you mean 'mac'?); expected one of: mac"),
+        (
+            "mca",
+            "dot_length=4",
+            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu",
+        ),
     ],
 )
 def test_wrong_settings(block: str, setting: str, message: str) -> None:

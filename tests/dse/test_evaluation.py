@@ -77,7 +77,10 @@ def _task(**changes: Any) -> Task:
         ),
         ({"bias": "rounded"}, "unknown bias 'rounded'; expected one of: fixed, float"),
         ({"percentile": 0.0}, "percentile must be above 0 and at most 100, not 0.0"),
-        ({"block": "mca"}, "unknown block 'mca' (did you mean 'mac'?); expected one of: mac"),
+        (
+            {"block": "mca"},
+            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu",
+        ),
         ({"dot_length": 0}, "dot_length must be a positive integer, not 0"),
     ],
 )

@@ -1,7 +1,9 @@
+import numpy as np
 import pytest
 
-from hw.blocks import BLOCKS, find_block
+from hw.blocks import BLOCKS, LONGEST_RANDOM_DOT, find_block
 from hw.mac import MultiplyAccumulate
+from hw.simulation import simulate_stream
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format
 
@@ -45,3 +47,105 @@ def test_unknown_block():
     assert str(caught.value) == "unknown block 'mack' (did you mean 'mac'?); expected one of: " + ", ".join(
         BLOCKS
     )
+
+
+def mac_of(weights, activations, **changes):
+    """The block's component, and the arguments that it was built from."""
+    block = find_block("mac")
+    formats = {"weights": parse_scalar_format(weights), "activations": parse_scalar_format(activations)}
+    arguments = {**formats, **block.parameters_with(changes)}
+    return block.build(**arguments), arguments
+
+
+def dots_of(payloads, weights, activations):
+    """Dot products of packed pairs, in Python integers: (length, sum) of each."""
+    dots, length, total = [], 0, 0
+    for pair in payloads:
+        w, a = pair % (1 << weights.bits), pair >> weights.bits & ((1 << activations.bits) - 1)
+        length, total = (
+            length + 1,
+            total + int(weights.fixed_point([w])[0]) * int(activations.fixed_point([a])[0]),
+        )
+        if pair >> weights.bits + activations.bits:
+            dots.append((length, total))
+            length, total = 0, 0
+    assert length == 0
+    return dots
+
+
+@pytest.mark.parametrize("formats", ["int4 uint8", "e4m3 e2m1", "ternary int3n"])
+@pytest.mark.parametrize("dot_length", [1, 5, 4608])
+def test_stimuli_are_dot_products_and_their_sums(formats, dot_length):
+    component, arguments = mac_of(*formats.split(), dot_length=dot_length)
+    stimuli = find_block("mac").stimuli(component, np.random.default_rng(1), 300, **arguments)
+    assert list(stimuli.inputs) == ["pairs"]
+    assert stimuli.first == ()
+    dots = dots_of(stimuli.inputs["pairs"], arguments["weights"], arguments["activations"])
+    assert [total % (1 << component.accumulator_bits) for _, total in dots] == stimuli.outputs
+    lengths = {length for length, _ in dots}
+    assert (min(lengths), max(lengths)) == (1, min(dot_length, LONGEST_RANDOM_DOT))
+
+
+def test_stimuli_hold_only_codes_that_encoding_makes():
+    component, arguments = mac_of("ternary", "int3n")
+    stimuli = find_block("mac").stimuli(component, np.random.default_rng(2), 100, **arguments)
+    pairs = stimuli.inputs["pairs"]
+    assert {pair % 4 for pair in pairs} == {0, 1, 3}
+    assert {pair >> 2 & 7 for pair in pairs} == {0, 1, 2, 3, 5, 6, 7}
+
+
+def test_stimuli_follow_the_seed():
+    component, arguments = mac_of("int8", "int8")
+    first, again, other = (
+        find_block("mac").stimuli(component, np.random.default_rng(seed), 20, **arguments)
+        for seed in (1, 1, 2)
+    )
+    assert first == again
+    assert first != other
+
+
+def test_sums_wrap_where_the_accumulator_is_narrow():
+    component, arguments = mac_of("int8", "int8", accumulator_bits=10)
+    stimuli = find_block("mac").stimuli(component, np.random.default_rng(3), 50, **arguments)
+    dots = dots_of(stimuli.inputs["pairs"], arguments["weights"], arguments["activations"])
+    assert [total % 1024 for _, total in dots] == stimuli.outputs
+    assert max(abs(total) for _, total in dots) > 1024
+
+
+def test_datasheet():
+    component, arguments = mac_of("e2m1", "e4m3", dot_length=64)
+    sheet = find_block("mac").datasheet(component, **arguments)
+    assert sheet.latency == component.latency
+    assert sheet.latency_meaning == (
+        "from the one in which the last pair is taken to the first in which its sum is offered"
+    )
+    assert sheet.throughput == "one pair a cycle, without a gap between dot products"
+    assert sheet.streams == {
+        "pairs": "a weight code and an activation code; last marks the final pair of a dot product",
+        # Half steps of e2m1, 2**-9 of e4m3.
+        "sums": "sum of the products, in units of 2**-10",
+    }
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_has_what_the_commands_need(name):
+    """Stimuli and datasheet name the streams of the component, whatever the block."""
+    block = BLOCKS[name]
+    e4m3 = block.parse_format("e4m3")
+    arguments = {"weights": e4m3, "activations": e4m3, **block.parameters_with({})}
+    component = block.build(**arguments)
+    streams = [stream for stream, member in component.signature.members.items() if member.is_signature]
+    assert list(block.datasheet(component, **arguments).streams) == streams
+    stimuli = block.stimuli(component, np.random.default_rng(0), 4, **arguments)
+    assert sorted([*stimuli.inputs, streams[-1]]) == sorted(streams)
+    assert len(stimuli.outputs) >= 4
+
+
+def test_stimuli_hold_in_simulation():
+    component, arguments = mac_of("e2m1", "int4")
+    stimuli = find_block("mac").stimuli(component, np.random.default_rng(4), 20, **arguments)
+    layout = component.pairs.payload.shape()
+    trace = simulate_stream(
+        component, [layout.from_bits(bits) for bits in stimuli.inputs["pairs"]], output_count=20
+    )
+    assert [total % (1 << component.accumulator_bits) for total in trace.outputs] == stimuli.outputs

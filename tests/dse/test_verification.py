@@ -1,0 +1,56 @@
+import pytest
+
+from dse.verification import verify_layer
+from quantizers.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("workload", "layer", "weights", "activations", "matrix"),
+    [
+        ("fmnist-resnet", "stem.0", "int8", "int8", (1, 16, 9)),
+        ("fmnist-mobilenet", "blocks.1.depthwise.0", "int8", "int8", (96, 1, 9)),
+        ("fmnist-mobilenet", "blocks.1.depthwise.0", "e2m1", "e2m1", (96, 1, 9)),
+        ("fmnist-mobilenet", "blocks.1.project.0", "int4", "int4", (1, 24, 96)),
+        ("fmnist-vit", "blocks.0.attention.query", "e2m1", "int8", (1, 64, 64)),
+        ("fmnist-vit", "blocks.0.attention.out_proj", "e4m3", "e4m3", (1, 64, 64)),
+        ("fmnist-vit", "blocks.0.fc2", "int4", "e4m3", (1, 64, 256)),
+    ],
+)
+def test_hardware_gives_the_integers_of_the_software(workload, layer, weights, activations, matrix):
+    found = verify_layer(workload, layer, weights=weights, activations=activations, vectors=16)
+    assert (found.groups, found.rows, found.columns) == matrix
+    assert found.checked == 2 * 16 * matrix[0] * matrix[1]
+    assert found.mismatches == 0
+    assert found.largest_scale_error < 2**-15
+    assert found.rounding_differences <= found.checked / 1000
+    assert found.cycles > 0
+
+
+def test_a_wrong_sum_is_a_mismatch(monkeypatch):
+    from dse import verification
+
+    exact = verification._layer_data
+
+    def off_by_one(*arguments):
+        data = exact(*arguments)
+        data.sums[0, 3, 2] += 1
+        return data
+
+    monkeypatch.setattr(verification, "_layer_data", off_by_one)
+    found = verify_layer("fmnist-vit", "blocks.0.fc1", weights="int4", activations="int4", vectors=4)
+    assert 1 <= found.mismatches <= 2
+
+
+def test_an_unknown_layer_names_the_nearest():
+    with pytest.raises(UsageError) as error:
+        verify_layer("fmnist-vit", "blocks.0.fc3", weights="int4", activations="int4")
+    assert str(error.value).startswith("unknown layer 'blocks.0.fc3' (did you mean 'blocks.0.fc2'?)")
+
+
+def test_a_product_of_activations_is_refused():
+    with pytest.raises(UsageError) as error:
+        verify_layer("fmnist-vit", "blocks.0.attention.scores", weights="int4", activations="int4")
+    assert str(error.value) == (
+        "layer 'blocks.0.attention.scores' multiplies two activations; the matrix-vector unit holds weights"
+    )
+    assert "blocks.0.attention.query" in error.value.expected
