@@ -21,6 +21,7 @@ from amaranth.lib import wiring
 from costmodel.synthesis import Resources, synthesize
 from hw.arith import Multiplier
 from hw.binned_mac import BinnedMultiplyAccumulate
+from hw.dot import DotProduct
 from hw.mac import MultiplyAccumulate
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format, signed_formats
@@ -33,6 +34,7 @@ _MIXED = (
     ("int4", "int8"), ("e2m1", "int8"), ("ternary", "int8"), ("int8", "uint8"), ("int4", "e4m3"),
     ("e2m1", "e4m3"), ("e3m2", "e4m3"), ("int8", "e4m3"), ("e4m3", "e5m2"), ("e4m3", "ue4m4"),
 )  # fmt: skip
+_DOTS = (("int8", 16), ("int4", 16), ("e2m1", 32), ("e4m3", 8))
 _FIGURES = ("luts", "lut_cells", "carry_positions", "ffs", "lutrams", "logic_delay_ns")
 
 
@@ -61,10 +63,14 @@ def _designs() -> Iterator[RecordedDesign]:
     for bits in _BITS:
         shape = signed(bits)
         yield RecordedDesign(f"multiplier int{bits} int{bits}", partial(Multiplier, a=shape, b=shape))
+    for name, lanes in _DOTS:
+        fmt = parse_scalar_format(name)
+        arguments: dict[str, Any] = {"weights": fmt, "activations": fmt, "lanes": lanes}
+        yield RecordedDesign(f"dot {name} {name} lanes={lanes}", partial(DotProduct, **arguments))
     same = [(fmt.name, fmt.name) for bits in _BITS for fmt in signed_formats(bits)]
     for weights, activations in (*same, *_MIXED):
         for dot_length in DOT_LENGTHS:
-            arguments: dict[str, Any] = {
+            arguments = {
                 "weights": parse_scalar_format(weights),
                 "activations": parse_scalar_format(activations),
                 "dot_length": dot_length,

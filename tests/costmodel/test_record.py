@@ -7,6 +7,7 @@ from costmodel.yosys import yosys_version
 
 # One of each structure; `make test-all` measures all.
 SOME = [
+    "dot int4 int4 lanes=16",
     "multiplier int4 int4",
     "multiplier int8 int8",
     "mac exact int4 int4 n=4608",

@@ -7,7 +7,7 @@ from quantizers.errors import UsageError
 @pytest.mark.parametrize(
     ("workload", "layer", "weights", "activations", "matrix"),
     [
-        ("fmnist-resnet", "stem.0", "int8", "int8", (1, 16, 9)),
+        ("fmnist-resnet", "blocks.0.conv1", "int8", "int8", (1, 24, 144)),
         ("fmnist-mobilenet", "blocks.1.depthwise.0", "int8", "int8", (96, 1, 9)),
         ("fmnist-mobilenet", "blocks.1.depthwise.0", "e2m1", "e2m1", (96, 1, 9)),
         ("fmnist-mobilenet", "blocks.1.project.0", "int4", "int4", (1, 24, 96)),
