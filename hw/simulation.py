@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from amaranth.hdl import Value
+from amaranth.hdl import ClockDomain, Module, Value
 from amaranth.lib import stream, wiring
 from amaranth.sim import Simulator, SimulatorContext
 
@@ -181,7 +181,11 @@ def simulate_stream(
             if valid and ready:
                 outputs.append(payload if isinstance(payload, int) else list(payload))
 
-    simulator = Simulator(component)
+    # A component without registers brings no clock.
+    design = Module()
+    design.domains += ClockDomain("sync")
+    design.submodules.dut = component
+    simulator = Simulator(design)
     simulator.add_clock(1e-6)
     # Those that go first come first, so that the others start in the cycle after the last of their items.
     for index, name in enumerate(sorted(sinks, key=lambda name: name not in first)):

