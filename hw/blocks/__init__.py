@@ -1,0 +1,33 @@
+"""The hardware blocks by name."""
+
+from __future__ import annotations
+
+from hw.blocks.block import Block, Datasheet, Parameter, Stimuli
+from hw.blocks.dot import DOT
+from hw.blocks.mac import ANCHOR_DOT_LENGTH, BINNED_MAC, LONGEST_RANDOM_DOT, MAC
+from hw.blocks.mvu import MVU
+from quantizers.errors import unknown_choice
+
+__all__ = [
+    "ANCHOR_DOT_LENGTH",
+    "BLOCKS",
+    "LONGEST_RANDOM_DOT",
+    "Block",
+    "Datasheet",
+    "Parameter",
+    "Stimuli",
+    "find_block",
+]
+
+BLOCKS: dict[str, Block] = {block.name: block for block in (MAC, BINNED_MAC, DOT, MVU)}
+
+
+def find_block(name: str) -> Block:
+    """The block of a name.
+
+    Raises:
+        UsageError: there is none; says which is nearest.
+    """
+    if name not in BLOCKS:
+        raise unknown_choice("block", name, BLOCKS)
+    return BLOCKS[name]
