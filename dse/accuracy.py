@@ -7,7 +7,7 @@ them twice.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,38 +53,69 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Products:
+    """The products of one image in a layer.
+
+    Attributes:
+        weights: format of one factor.
+        activations: format of the other.
+        dot_length: products of a sum.
+        count: of all sums.
+    """
+
+    weights: str
+    activations: str
+    dot_length: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Quality:
     """What quantization made of a network.
 
     Attributes:
         metrics: accuracies and what the formats store.
-        weight_pairs: (weights, activations) formats of the inner weight layers; of all where a
-            network has no inner one. None where one of them has several scales within a sum: no unit
-            that multiplies and accumulates integers computes it.
-        activation_pairs: formats of products of two activations (attention); likewise.
+        weight_products: of the inner weight layers; of all where a network has no inner one. None
+            where one of them has several scales within a sum: no unit that multiplies and accumulates
+            integers computes it.
+        activation_products: of two activations (attention); likewise.
         terms: the longest dot product of the inner layers, its bias counted in.
         details: facts that go with the metrics.
     """
 
     metrics: dict[str, Figure]
-    weight_pairs: list[tuple[str, str]]
-    activation_pairs: list[tuple[str, str]]
+    weight_products: list[Products]
+    activation_products: list[Products]
     terms: int
     details: dict[str, Any]
 
+    @property
+    def weight_pairs(self) -> list[tuple[str, str]]:
+        """The pairs of formats of the weight products, each once."""
+        return _pairs(self.weight_products)
+
+    @property
+    def activation_pairs(self) -> list[tuple[str, str]]:
+        """The pairs of formats of the activation products, each once."""
+        return _pairs(self.activation_products)
+
     def as_json(self) -> dict[str, Any]:
         metrics = {name: figure.as_json() for name, figure in self.metrics.items()}
-        return {**vars(self), "metrics": metrics}
+        return {**asdict(self), "metrics": metrics}
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> Quality:
         return cls(
             metrics={name: Figure.from_json(figure) for name, figure in document["metrics"].items()},
-            weight_pairs=[(w, a) for w, a in document["weight_pairs"]],
-            activation_pairs=[(w, a) for w, a in document["activation_pairs"]],
+            weight_products=[Products(**products) for products in document["weight_products"]],
+            activation_products=[Products(**products) for products in document["activation_products"]],
             terms=document["terms"],
             details=document["details"],
         )
+
+
+def _pairs(products: list[Products]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((some.weights, some.activations) for some in products))
 
 
 def settings_of(point: DesignPoint) -> QuantizationSettings:
@@ -162,17 +193,20 @@ def _measure(point: DesignPoint, source: Source) -> Quality:
         details["residual_adds_quantized"] = len(quantized.residual_adds)
     return Quality(
         metrics=metrics,
-        weight_pairs=_formats(inner),
-        activation_pairs=_formats(products),
+        weight_products=_products(inner),
+        activation_products=_products(products),
         terms=max(layer.dot_length + layer.bias_terms for layer in [*inner, *products]),
         details=details,
     )
 
 
-def _formats(layers: list[LayerSummary]) -> list[tuple[str, str]]:
+def _products(layers: list[LayerSummary]) -> list[Products]:
     if not all(layer.has_integer_sums for layer in layers):
         return []
-    return list(dict.fromkeys((layer.weight_format.name, layer.activation_format.name) for layer in layers))
+    return [
+        Products(layer.weight_format.name, layer.activation_format.name, layer.dot_length, layer.macs)
+        for layer in layers
+    ]
 
 
 def _weight_bits(layers: list[LayerSummary]) -> int:

@@ -5,16 +5,23 @@ Runs in worker processes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dse import accuracy
-from dse.accuracy import Quality, Source, quality_of, settings_of
+from dse.accuracy import Products, Quality, Source, quality_of, settings_of
 from dse.costing import BlockCost, build_block, cost_of_block
 from dse.design import DesignPoint
-from dse.metrics import Figure
-from quantizers.errors import BitfrontError
+from dse.metrics import Figure, Provenance
+from quantizers.errors import BitfrontError, UsageError, unknown_choice
+
+BEST_MAC = "best_mac"
+"""Not a block, but the choice of one for each pair of formats: see :data:`MAC_CHOICES`."""
+
+MAC_CHOICES = (BEST_MAC, "mac", "binned_mac")
+"""The units that a study can cost; ``best_mac`` is the one of the others that takes the fewest LUT6 sites
+times cycles for the network's dot products."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +59,10 @@ def check_point(point: DesignPoint) -> None:
     if not point.has_integer_sums:
         return
     activations = point.activation_format
-    build_block(point.block, point.weights, activations.name, _parameters(point))
+    block, *_ = _blocks(point)
+    build_block(block, point.weights, activations.name, _parameters(point))
     if point.unsigned_activations:
-        build_block(point.block, point.weights, activations.unsigned_counterpart.name, _parameters(point))
+        build_block(block, point.weights, activations.unsigned_counterpart.name, _parameters(point))
 
 
 def evaluate(task: Task) -> Evaluation:
@@ -75,12 +83,12 @@ def evaluate(task: Task) -> Evaluation:
         raise DotLengthError(msg)
     metrics = {**quality.metrics, **_attention_cost(point, quality)}
     details = {**quality.details, "longest_dot_product": quality.terms}
-    if not quality.weight_pairs:
+    if not quality.weight_products:
         return Evaluation(metrics, details)
-    cost = costliest(point, quality.weight_pairs)
-    synthesis = ", ".join(f"{name} {text}" for name, text in cost.tools.items())
-    of_mac = {"mac_weights": cost.design["weights"], "mac_activations": cost.design["activations"]}
-    return Evaluation({**metrics, **cost.metrics}, {**details, **of_mac, "synthesis": synthesis})
+    unit = costliest(point, quality.weight_products)
+    synthesis = ", ".join(f"{name} {text}" for name, text in unit.tools.items())
+    of_mac = {f"mac_{name}": unit.design[name] for name in ("block", "weights", "activations")}
+    return Evaluation({**metrics, **unit.metrics}, {**details, **of_mac, "synthesis": synthesis})
 
 
 def float_accuracy(task: Task) -> Figure:
@@ -88,20 +96,60 @@ def float_accuracy(task: Task) -> Figure:
     return accuracy.float_accuracy(task.point, task.source)
 
 
-def costliest(point: DesignPoint, pairs: list[tuple[str, str]]) -> BlockCost:
-    """The largest datapath among *pairs* of formats (weights, activations).
+def costliest(point: DesignPoint, products: Sequence[Products]) -> BlockCost:
+    """The largest datapath among those of all pairs of formats.
 
     A network whose layers see signed and unsigned inputs needs both datapaths; the cost that a point
     carries is that of the larger one, so that no format looks cheaper than it is.
     """
-    costs = [cost_of_block(point.block, w, a, _parameters(point), part=point.part) for w, a in pairs]
-    return max(costs, key=lambda cost: cost.metrics["luts"].value)
+    of_pairs: dict[tuple[str, str], list[Products]] = {}
+    for some in products:
+        of_pairs.setdefault((some.weights, some.activations), []).append(some)
+    return max((_unit(point, *pair, some) for pair, some in of_pairs.items()), key=_site_cycles)
+
+
+def _unit(point: DesignPoint, weights: str, activations: str, products: list[Products]) -> BlockCost:
+    """The unit for a pair of formats; of several, that which needs the fewest sites and cycles."""
+    units = []
+    for block in _blocks(point):
+        try:
+            component = build_block(block, weights, activations, _parameters(point))
+        except UsageError:  # formats without exponents have no bins
+            if block == point.block:
+                raise
+            continue
+        pause = getattr(component, "pause", 0)
+        cost = cost_of_block(block, weights, activations, _parameters(point), part=point.part)
+        count = sum(some.count for some in products)
+        cycles = sum(some.count * (1 + pause / some.dot_length) for some in products) / count
+        sites = cost.metrics["luts"]
+        time = {
+            "cycles_per_product": Figure(cycles, Provenance.ANALYTIC),
+            "lut_cycles_per_product": Figure(sites.value * cycles, sites.provenance),
+        }
+        units.append(replace(cost, metrics={**cost.metrics, **time}))
+    return min(units, key=_site_cycles)
+
+
+def _site_cycles(unit: BlockCost) -> float:
+    return unit.metrics["lut_cycles_per_product"].value
+
+
+def _blocks(point: DesignPoint) -> tuple[str, ...]:
+    """The blocks that a point may be computed by.
+
+    Raises:
+        UsageError: the point names none that multiplies and accumulates.
+    """
+    if point.block not in MAC_CHOICES:
+        raise unknown_choice("block", point.block, MAC_CHOICES)
+    return ("mac", "binned_mac") if point.block == BEST_MAC else (point.block,)
 
 
 def _attention_cost(point: DesignPoint, quality: Quality) -> dict[str, Figure]:
-    if not quality.activation_pairs:
+    if not quality.activation_products:
         return {}
-    return {"activation_product_luts": costliest(point, quality.activation_pairs).metrics["luts"]}
+    return {"activation_product_luts": costliest(point, quality.activation_products).metrics["luts"]}
 
 
 def _parameters(point: DesignPoint) -> dict[str, Any]:

@@ -105,6 +105,18 @@ METRICS = {
             False,
             "The same for products of two activations (attention), where the network has any.",
         ),
+        Metric(
+            "cycles_per_product",
+            "cycles per product",
+            False,
+            "Of that unit, its pauses between dot products included, for the network's dot products.",
+        ),
+        Metric(
+            "lut_cycles_per_product",
+            "LUT6 sites x cycles per product",
+            False,
+            "Area for a product a cycle: how large so many of these units are that the network runs as fast.",
+        ),
         Metric("lut_cells", "LUT cells of one MAC", False, "LUT cells as the synthesiser counts them."),
         Metric("carries", "carry blocks (CARRY4)", False, "CARRY4 blocks."),
         Metric("carry_positions", "carry positions in use", False, "Positions of CARRY4 blocks in use."),

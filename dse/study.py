@@ -15,10 +15,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from costmodel import PARTS
 from dse.accuracy import settings_of
 from dse.design import DesignPoint
-from dse.evaluation import check_point
+from dse.evaluation import BEST_MAC, MAC_CHOICES, check_point
 from dse.metrics import METRICS
 from dse.workloads import check_workload
-from hw.blocks import ANCHOR_DOT_LENGTH, BLOCKS
+from hw.blocks import ANCHOR_DOT_LENGTH
 from quantizers.errors import UsageError, unknown_choice
 from quantizers.formats import (
     BlockFormat,
@@ -37,6 +37,7 @@ DEFAULT_PERCENTILE = 99.999
 _DATAPATH_METRICS = frozenset(
     {"luts", "lut_cells", "carries", "carry_positions", "ffs", "dsps", "brams", "lutrams"}
     | {"logic_delay_ns", "accumulator_bits", "activation_product_luts"}
+    | {"cycles_per_product", "lut_cycles_per_product"}
 )
 _CHANNEL = "channel"
 _FLOAT = "float"
@@ -100,7 +101,7 @@ WeightScale = Literal["mse", "max", "mse_power_of_two", "mean"]
 ActivationScale = Literal["mse", "percentile", "mse_power_of_two"]
 MetricName = Annotated[str, _known("metric", METRICS)]
 PartName = Annotated[str, _known("part", PARTS)]
-BlockName = Annotated[str, _known("block", BLOCKS)]
+BlockName = Annotated[str, _known("block", MAC_CHOICES)]
 
 
 class _Section(BaseModel):
@@ -205,7 +206,7 @@ class QuantizationChoice(_Section):
 class HardwareChoice(_Section):
     """The datapath that is costed for each pair of formats."""
 
-    block: BlockName = "mac"
+    block: BlockName = BEST_MAC
     dot_length: Annotated[int, Field(ge=1)] = ANCHOR_DOT_LENGTH
     part: PartName = "xc7z020"
 

@@ -21,22 +21,34 @@ def headlines(table: pd.DataFrame, *, points: float = 1.0) -> list[str]:
     """
     if "luts" not in table:
         return []
+    cost = _cost(table)
     sentences = []
     for workload, rows in table.dropna(subset=["accuracy", "luts"]).groupby("workload", sort=False):
         float_accuracy = 100 * rows["float_accuracy"].iloc[0]
         close = rows[rows["accuracy_drop_points"] <= points]
         sentence = f"{workload}: float {float_accuracy:.2f} %."
         for family, candidates in close.groupby("family", sort=True):
-            best = candidates.sort_values(["luts", "accuracy"], ascending=[True, False]).iloc[0]
+            best = candidates.sort_values([cost, "accuracy"], ascending=[True, False]).iloc[0]
             loss = with_interval(best.to_dict(), METRICS["accuracy_drop_points"])
             sentence += (
                 f" Cheapest {family} within {points:g} point of it: {pair_label(best)},"
-                f" {100 * best['accuracy']:.2f} % (loses {loss} points) at {best['luts']:.0f} LUT6 sites."
+                f" {100 * best['accuracy']:.2f} % (loses {loss} points) at {best['luts']:.0f} LUT6 sites"
+                f"{_pauses(best)}."
             )
         if close.empty:
             sentence += f" No format stays within {points:g} point of it."
         sentences.append(sentence)
     return sentences
+
+
+def _cost(table: pd.DataFrame) -> str:
+    """The column by which datapaths are compared; runs of before there were pauses have only their area."""
+    return "lut_cycles_per_product" if "lut_cycles_per_product" in table else "luts"
+
+
+def _pauses(row: Any) -> str:
+    cycles = row.get("cycles_per_product", 1.0)
+    return "" if pd.isna(cycles) or cycles == 1 else f" and {cycles:.2f} cycles per product"
 
 
 def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
@@ -52,8 +64,8 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
     for (workload, weight_bits, activation_bits), points in over_seeds(table).groupby(_WIDTHS, sort=True):
         row: dict[str, Any] = {"workload": workload, "bits": f"W{weight_bits:.3g}A{activation_bits:.3g}"}
         for family, candidates in points.groupby("family"):
-            by = [name for name in ("selection_accuracy", "luts") if name in table]
-            best = candidates.sort_values(by, ascending=[name == "luts" for name in by]).iloc[0]
+            by = [name for name in ("selection_accuracy", _cost(table)) if name in table]
+            best = candidates.sort_values(by, ascending=[name != "selection_accuracy" for name in by]).iloc[0]
             luts = best.get("luts")
             row[str(family)] = {
                 "pair": pair_label(best),

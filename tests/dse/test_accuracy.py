@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dse import accuracy
-from dse.accuracy import Quality, Source, float_accuracy, quality_of, settings_of
+from dse.accuracy import Products, Quality, Source, float_accuracy, quality_of, settings_of
 from dse.design import DesignPoint
 from dse.metrics import Figure, Provenance
 from dse.study import Study
@@ -258,12 +258,18 @@ def test_what_the_cache_holds_is_what_was_measured() -> None:
             "accuracy": Figure(0.5, Provenance.MEASURED, (0.4, 0.6)),
             "weight_bits": Figure(3, Provenance.ANALYTIC),
         },
-        weight_pairs=[("int3n", "uint3"), ("int3n", "int3")],
-        activation_pairs=[("int3", "uint3")],
+        weight_products=[
+            Products("int3n", "uint3", 9, 900),
+            Products("int3n", "int3", 16, 320),
+            Products("int3n", "uint3", 4, 4),
+        ],
+        activation_products=[Products("int3", "uint3", 8, 64)],
         terms=17,
         details={"float_products": "a, b"},
     )
     assert Quality.from_json(quality.as_json()) == quality
+    assert quality.weight_pairs == [("int3n", "uint3"), ("int3n", "int3")]
+    assert quality.activation_pairs == [("int3", "uint3")]
 
 
 def test_a_model_that_changes_from_call_to_call_is_refused() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dse import accuracy
-from dse.accuracy import Source, quality_of
-from dse.costing import cost_of_block
+from dse.accuracy import Products, Source, quality_of
+from dse.costing import BlockCost, build_block, cost_of_block
 from dse.environment import tool_versions
 from dse.evaluation import (
     DotLengthError,
@@ -79,7 +79,7 @@ def _task(**changes: Any) -> Task:
         ({"percentile": 0.0}, "percentile must be above 0 and at most 100, not 0.0"),
         (
             {"block": "mca"},
-            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu",
+            "unknown block 'mca' (did you mean 'mac'?); expected one of: best_mac, mac, binned_mac",
         ),
         ({"dot_length": 0}, "dot_length must be a positive integer, not 0"),
     ],
@@ -115,12 +115,46 @@ SMALL, LARGE = ("int2", "int2"), ("int4", "int5")
 
 @pytest.mark.parametrize("pairs", [[SMALL, LARGE], [LARGE, SMALL], [LARGE]])
 def test_the_larger_datapath_is_the_one_that_counts(pairs: list[tuple[str, str]]) -> None:
-    cost = costliest(replace(POINT, dot_length=16), pairs)
+    cost = costliest(replace(POINT, dot_length=16), [Products(*pair, 9, 900) for pair in pairs])
     small, large = (
         cost_of_block("mac", *pair, {"dot_length": 16}, part="xc7z020") for pair in (SMALL, LARGE)
     )
     assert small.metrics["luts"].value < large.metrics["luts"].value
-    assert cost == large
+    assert cost == replace(large, metrics={**large.metrics, **without_pause(large)})
+
+
+def without_pause(cost: BlockCost) -> dict[str, Figure]:
+    return {
+        "cycles_per_product": Figure(1.0, Provenance.ANALYTIC),
+        "lut_cycles_per_product": Figure(cost.metrics["luts"].value, Provenance.MEASURED),
+    }
+
+
+def test_bins_where_the_dot_products_are_long_enough_for_their_pauses() -> None:
+    """60 cycles between dot products of e4m3: dear after 40 products, cheap after 4,000."""
+    point = replace(POINT, block="best_mac", dot_length=4608)
+    exact, bins = (
+        cost_of_block(block, "e4m3", "e4m3", {"dot_length": 4608}, part="xc7z020")
+        for block in ("mac", "binned_mac")
+    )
+    short, long = Products("e4m3", "e4m3", 40, 4000), Products("e4m3", "e4m3", 4000, 36000)
+    assert costliest(point, [short]).design == exact.design
+    best = costliest(point, [short, long])
+    assert best.design == bins.design
+    pause = build_block("binned_mac", "e4m3", "e4m3", {"dot_length": 4608}).pause
+    cycles = (4000 * (1 + pause / 40) + 36000 * (1 + pause / 4000)) / 40000
+    assert best.metrics["cycles_per_product"].value == pytest.approx(cycles, rel=1e-12)
+    sites = bins.metrics["luts"].value
+    assert best.metrics["lut_cycles_per_product"].value == pytest.approx(sites * cycles, rel=1e-12)
+    assert best.metrics["luts"] == bins.metrics["luts"]
+
+
+def test_bins_are_not_taken_where_there_are_none() -> None:
+    best = costliest(replace(POINT, block="best_mac", dot_length=16), [Products(*SMALL, 9, 900)])
+    assert best.design["block"] == "mac"
+    with pytest.raises(UsageError) as caught:
+        check_point(replace(POINT, block="binned_mac"))
+    assert str(caught.value) == ("bins need exponents, and neither int4 nor int4 has more than one binade")
 
 
 def _terms() -> int:
@@ -149,13 +183,14 @@ def test_a_network_without_attention() -> None:
     cost = cost_of_block("mac", "int4n", "uint4", {"dot_length": terms}, part="xc7z020")
     assert quality.weight_pairs == [("int4n", "uint4")]
     assert "activation_product_luts" not in evaluation.metrics
-    assert evaluation.metrics == {**quality.metrics, **cost.metrics}
+    assert evaluation.metrics == {**quality.metrics, **cost.metrics, **without_pause(cost)}
     assert set(evaluation.metrics) <= set(METRICS)
     assert evaluation.details == {
         "calibration_images_used": 16,
         "evaluation_images_used": 20,
         "float_products": "",
         "longest_dot_product": terms,
+        "mac_block": "mac",
         "mac_weights": "int4n",
         "mac_activations": "uint4",
         "synthesis": (

@@ -174,7 +174,7 @@ def test_what_is_wrong_is_said_in_one_message(tmp_path, text, overrides, expecte
         ),
         (
             "hardware.block=mca",
-            "hardware.block: unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu",
+            "hardware.block: unknown block 'mca' (did you mean 'mac'?); expected one of: best_mac, mac, binned_mac",
         ),
     ],
 )
