@@ -118,3 +118,9 @@ def check_text(name: str, value: object) -> None:
     if not isinstance(value, str):
         msg = f"{name} must be a name, not {value!r}"
         raise UsageError(msg, given=repr(value))
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        msg = f"{name} must be true or false, not {value!r}"
+        raise UsageError(msg, given=repr(value), expected=["true", "false"])

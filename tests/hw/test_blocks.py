@@ -149,3 +149,52 @@ def test_stimuli_hold_in_simulation():
         component, [layout.from_bits(bits) for bits in stimuli.inputs["pairs"]], output_count=20
     )
     assert [total % (1 << component.accumulator_bits) for total in trace.outputs] == stimuli.outputs
+
+
+@pytest.mark.parametrize(
+    ("formats", "changes"),
+    [
+        ("int4 uint4", {}),
+        ("e2m1 int8", {"has_bias": True}),
+        ("int8 int8", {"output": "int8", "relu": True}),
+        ("e4m3 e4m3", {"output": "e4m3", "has_bias": True, "max_shift": 60}),
+        ("int4 int4", {"output": "int4", "multiplier_bits": 0, "max_shift": 8}),
+    ],
+)
+def test_matrix_vector_unit_with_every_option(formats, changes):
+    block = find_block("mvu")
+    weights, activations = map(parse_scalar_format, formats.split())
+    sizes = {"rows": 5, "columns": 7, "pe": 2, "simd": 3}
+    arguments = {
+        "weights": weights,
+        "activations": activations,
+        **block.parameters_with({**sizes, **changes}),
+    }
+    component = block.build(**arguments)
+    stimuli = block.stimuli(component, np.random.default_rng(3), 20, **arguments)
+    assert len(stimuli.outputs) == 21
+    assert len(set(stimuli.outputs)) > 10
+    run = simulate_stream(
+        component, stimuli.inputs, output_count=21, first=stimuli.first, ready_probability=0.7
+    )
+    fmt = parse_scalar_format(changes["output"]) if "output" in changes else None
+    bits = fmt.bits if fmt else component.accumulator_bits
+    mask = (1 << bits) - 1
+    assert [(x & mask) | (y & mask) << bits for x, y in run.outputs] == stimuli.outputs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"relu": 1}, "relu must be true or false, not 1"),
+        ({"relu": True}, "relu is a part of the requantizer, and without an output format there is none"),
+        ({"output": "int0"}, "no format 'int0'"),
+        ({"max_shift": -1}, "max_shift must be a non-negative integer, not -1"),
+    ],
+)
+def test_wrong_parameters_of_the_matrix_vector_unit(changes, message):
+    block = find_block("mvu")
+    int4 = parse_scalar_format("int4")
+    with pytest.raises(UsageError) as caught:
+        block.build(weights=int4, activations=int4, **block.parameters_with(changes))
+    assert str(caught.value).startswith(message)
