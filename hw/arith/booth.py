@@ -92,7 +92,7 @@ class BoothMultiplier(Component):
                 digits, multiplicand, finished, running, missing = (
                     register(m, value) for value in (digits, multiplicand, finished, running, missing)
                 )
-            multiple = select_multiple(multiplicand, digits[:3])
+            multiple = select_multiple(m, multiplicand, digits[:3])
             total = Signal(self._row_shape(row), name=f"row{row}")
             if not self._is_open:
                 m.d.comb += total.eq(running + multiple)
@@ -125,15 +125,16 @@ def _extended(product: Shape, is_open: bool) -> Shape:
     return Shape.cast(range(min(low, -1), high + 1)) if is_open else product
 
 
-def select_multiple(multiplicand: Value, triple: Value) -> Value:
+def select_multiple(m: Module, multiplicand: Value, triple: Value) -> Value:
     """-2 to 2 times the multiplicand; negative multiples are one short (one's complement)."""
     below, low, negative = triple[0], triple[1], triple[2]
     width = len(multiplicand) + 1
     signed = multiplicand.shape().signed
     single = Cat(multiplicand, multiplicand[-1] if signed else C(0, 1))
     double = Cat(C(0, 1), multiplicand)
-    is_single = low ^ below
-    is_double = (negative ^ low) & ~is_single
+    # Signals: of an expression that is replicated, Amaranth makes a copy for every bit.
+    is_single, is_double = Signal(), Signal()
+    m.d.comb += [is_single.eq(low ^ below), is_double.eq((negative ^ low) & ~is_single)]
     selected = (single & is_single.replicate(width)) | (double & is_double.replicate(width))
     complemented = selected ^ negative.replicate(width)
     return (complemented if signed else Cat(complemented, negative)).as_signed()
