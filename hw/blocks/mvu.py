@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hw._checks import check_natural, check_positive
+from hw.arith.addend import MULTIPLIERS
 from hw.arith.requantizer import Requantization
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli, check_flag, check_text
 from hw.blocks.codes import packed, random_codes, sum_meaning, wrapped
@@ -140,6 +141,7 @@ MVU = Block(
         Parameter("pe", 4, "rows worked on at a time", check_positive),
         Parameter("simd", 8, "columns a cycle", check_positive),
         Parameter("memory", "lutram", f"of the weights: {', '.join(MEMORIES)}", check_text),
+        Parameter("multipliers", "luts", f"of what: {', '.join(MULTIPLIERS)} (integers only)", check_text),
         ACCUMULATOR_BITS,
         Parameter("overflow", "error", f"of narrow accumulators: {', '.join(OVERFLOWS)}", check_text),
         Parameter("has_bias", False, "rows start at a bias", check_flag),

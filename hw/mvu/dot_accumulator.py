@@ -29,12 +29,21 @@ class DotAccumulator(Component):
     running sum with their products: ``is_first`` in that cycle lets it begin at ``start``, ``enable``
     keeps it. One step a cycle. Sums wrap modulo ``2**accumulator_bits``. Registers are not reset.
 
+    Args:
+        multipliers: see :func:`hw.arith.addend.product_addend`.
+
     Raises:
         UsageError: a format without a datapath, or a number that is not positive.
     """
 
     def __init__(
-        self, *, weights: ScalarFormat, activations: ScalarFormat, simd: int, accumulator_bits: int
+        self,
+        *,
+        weights: ScalarFormat,
+        activations: ScalarFormat,
+        simd: int,
+        accumulator_bits: int,
+        multipliers: str = "luts",
     ) -> None:
         check_format("weights", weights)
         check_format("activations", activations)
@@ -43,7 +52,9 @@ class DotAccumulator(Component):
         low, high = _product_range(weights, activations)
         # Not every structure has a carry; room for one costs nothing where there is none.
         bits = sum_shape(1, low=low, high=high, has_carry=True).width
-        self._products = [product_addend(weights, activations, bits=bits) for _ in range(simd)]
+        self._products = [
+            product_addend(weights, activations, bits=bits, multipliers=multipliers) for _ in range(simd)
+        ]
         self._tree = AdderTree(
             terms=simd,
             low=low,

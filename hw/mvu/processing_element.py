@@ -36,6 +36,7 @@ class ProcessingElement(Component):
         parameters: ``bias``, ``multiplier``, ``shift``, as far as there are any.
         memory_attrs: of the memory of the weights, for synthesis.
         output: how sums become codes, if they do.
+        multipliers: see :func:`hw.arith.addend.product_addend`.
     """
 
     def __init__(
@@ -48,12 +49,17 @@ class ProcessingElement(Component):
         parameters: data.StructLayout,
         memory_attrs: dict[str, str],
         output: Requantization | None,
+        multipliers: str,
     ) -> None:
         self._folding = folding
         self._parameters = parameters
         self._memory_attrs = memory_attrs
         self._sum = DotAccumulator(
-            weights=weights, activations=activations, simd=folding.simd, accumulator_bits=accumulator_bits
+            weights=weights,
+            activations=activations,
+            simd=folding.simd,
+            accumulator_bits=accumulator_bits,
+            multipliers=multipliers,
         )
         self._requantizer = output.requantizer(accumulator_bits) if output else None
         address, fold = (Shape.cast(range(n)) for n in (folding.cycles, folding.row_folds))

@@ -65,6 +65,7 @@ class MatrixVectorUnit(Component):
             are biases, which then may use all but that bit.
         overflow: ``wrap`` allows *accumulator_bits* too narrow for some sums; they wrap, two's complement.
         memory: of the weights: ``lutram``, ``bram`` or ``registers``.
+        multipliers: ``luts``, or ``dsps``: a DSP slice a lane, for integers.
         has_bias: each row's sum starts at a bias, a signed number of *accumulator_bits*, in units of the
             sums.
         output: how sums become codes; without it, the sums come out.
@@ -85,6 +86,7 @@ class MatrixVectorUnit(Component):
         accumulator_bits: int | None = None,
         overflow: str = "error",
         memory: str = "lutram",
+        multipliers: str = "luts",
         has_bias: bool = False,
         output: Requantization | None = None,
     ) -> None:
@@ -104,6 +106,7 @@ class MatrixVectorUnit(Component):
                 parameters=self._parameters,
                 memory_attrs=MEMORIES[memory],
                 output=output,
+                multipliers=multipliers,
             )
             for _ in range(pe)
         ]

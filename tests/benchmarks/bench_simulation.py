@@ -16,6 +16,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from hw.arith.addend import MULTIPLIERS
 from hw.mvu import MatrixVectorUnit, input_words, load_words, output_count, vector_results
 from hw.reference.mvu import matrix_vector
 from hw.simulation import simulate_stream
@@ -25,57 +26,70 @@ from quantizers.formats import parse_scalar_format
 _INT8 = parse_scalar_format("int8")
 _SIZE, _PARALLEL = 64, 16
 _VECTORS = 100_000
-_VECTORS_IN_AMARANTH = 30
+_VECTORS_IN_AMARANTH = 10
 
 
-def _unit(rows: int = _SIZE) -> MatrixVectorUnit:
+def _unit(multipliers: str, rows: int = _SIZE) -> MatrixVectorUnit:
     return MatrixVectorUnit(
-        weights=_INT8, activations=_INT8, rows=rows, columns=_SIZE, pe=_PARALLEL, simd=_PARALLEL
+        weights=_INT8,
+        activations=_INT8,
+        rows=rows,
+        columns=_SIZE,
+        pe=_PARALLEL,
+        simd=_PARALLEL,
+        multipliers=multipliers,
     )
 
 
-def _seconds_to_build(rows: int) -> tuple[float, VerilatedStream]:
-    unit = _unit(rows)
+def _seconds_to_build(multipliers: str, rows: int = _SIZE) -> tuple[float, VerilatedStream]:
+    unit = _unit(multipliers, rows)
     start = time.perf_counter()
     model = VerilatedStream(unit)
     return time.perf_counter() - start, model
 
 
-def main() -> None:
-    rng = np.random.default_rng(0)
+def _report(multipliers: str) -> None:
     with tempfile.TemporaryDirectory() as cache:
         os.environ["BITFRONT_CACHE"] = cache
-        first, _ = _seconds_to_build(_SIZE // 2)
-        second, model = _seconds_to_build(_SIZE)
-        again, _ = _seconds_to_build(_SIZE)
+        first, _ = _seconds_to_build(multipliers, _SIZE // 2)
+        second, model = _seconds_to_build(multipliers)
+        again, _ = _seconds_to_build(multipliers)
     print(
-        f"build: {first:.1f} s with the run-time library, {second:.1f} s after it, {again:.2f} s from cache"
+        f"multipliers of {multipliers}: build {first:.1f} s with the run-time library, {second:.1f} s after it, "
+        f"{again:.2f} s from cache"
     )
-
+    rng = np.random.default_rng(0)
     matrix = rng.integers(0, 256, (_SIZE, _SIZE))
     vectors = rng.integers(0, 256, (_VECTORS, _SIZE))
-    unit = _unit()
+    unit = _unit(multipliers)
     items = {"load": load_words(unit, matrix), "inputs": input_words(unit, vectors)}
-    count = output_count(unit, _VECTORS)
     start = time.perf_counter()
-    trace = model.run(items, output_count=count, first=("load",))
+    trace = model.run(items, output_count=output_count(unit, _VECTORS), first=("load",))
     seconds = time.perf_counter() - start
     checked = vector_results(unit, trace.outputs[: unit.folding.row_folds * 1000])
     expected = matrix_vector(matrix, vectors[:1000], weights=_INT8, activations=_INT8)
     assert np.array_equal(checked, expected)
-    print(f"Verilator, with packing and unpacking: {trace.cycles} cycles in {seconds:.2f} s, "
-          f"{trace.cycles / seconds / 1e6:.2f} M cycles/s")  # fmt: skip
-
-    few = input_words(unit, vectors[:_VECTORS_IN_AMARANTH])
+    print(
+        f"  Verilator, with packing and unpacking: {trace.cycles} cycles in {seconds:.2f} s, "
+        f"{trace.cycles / seconds / 1e6:.2f} M cycles/s"
+    )
     start = time.perf_counter()
     slow = simulate_stream(
-        _unit(),
-        {"load": items["load"], "inputs": few.tolist()},
+        _unit(multipliers),
+        {
+            "load": items["load"],
+            "inputs": items["inputs"][: _VECTORS_IN_AMARANTH * unit.folding.column_folds].tolist(),
+        },
         output_count=output_count(unit, _VECTORS_IN_AMARANTH),
         first=("load",),
     )
     seconds = time.perf_counter() - start
-    print(f"Amaranth's simulator: {slow.cycles} cycles, {slow.cycles / seconds / 1e3:.2f} k cycles/s")
+    print(f"  Amaranth's simulator: {slow.cycles} cycles, {slow.cycles / seconds / 1e3:.2f} k cycles/s")
+
+
+def main() -> None:
+    for multipliers in MULTIPLIERS:
+        _report(multipliers)
 
 
 if __name__ == "__main__":

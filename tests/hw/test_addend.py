@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from amaranth.sim import Simulator
 
-from hw.arith.addend import EncodedAddend, OpenBoothAddend, ScaledAddend, product_addend
+from hw.arith.addend import DspAddend, EncodedAddend, OpenBoothAddend, ScaledAddend, product_addend
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format
 
@@ -48,6 +48,16 @@ def all_products(dut, pairs):
 )
 @pytest.mark.parametrize("extra_bits", [0, 5])
 def test_every_product(weights, activations, kind, extra_bits):
+    check_every_product(weights, activations, kind, extra_bits)
+
+
+@pytest.mark.parametrize("extra_bits", [0, 5])
+@pytest.mark.parametrize("pair", ["int4 uint4", "uint5 int3", "int8 int4", "int4n uint4"])
+def test_every_product_of_a_dsp_slice(pair, extra_bits):
+    check_every_product(*pair.split(), DspAddend, extra_bits, multipliers="dsps")
+
+
+def check_every_product(weights, activations, kind, extra_bits, **arguments):
     w, a = parse_scalar_format(weights), parse_scalar_format(activations)
     pairs = [(x, y) for x in usable_codes(w) for y in usable_codes(a)]
     exact = [
@@ -57,7 +67,7 @@ def test_every_product(weights, activations, kind, extra_bits):
         )
     ]
     bits = max(abs(value) for value in exact).bit_length() + 1 + extra_bits
-    dut = product_addend(w, a, bits=bits)
+    dut = product_addend(w, a, bits=bits, **arguments)
     assert type(dut) is kind
     assert all_products(dut, pairs) == exact
 
@@ -78,3 +88,20 @@ def test_bits_are_positive():
     fmt = parse_scalar_format("int4")
     with pytest.raises(UsageError, match=r"^bits must be a positive integer, not 0$"):
         product_addend(fmt, fmt, bits=0)
+
+
+@pytest.mark.parametrize(
+    ("pair", "multipliers", "message"),
+    [
+        ("int4 int4", "dsp", "unknown multipliers 'dsp' (did you mean 'dsps'?); expected one of: luts, dsps"),
+        (
+            "int8 e4m3",
+            "dsps",
+            "DSP slices multiply integers, and activations are e4m3; others take multipliers='luts'",
+        ),
+    ],
+)
+def test_multipliers_that_there_are_not(pair, multipliers, message):
+    with pytest.raises(UsageError) as caught:
+        product_addend(*map(parse_scalar_format, pair.split()), bits=20, multipliers=multipliers)
+    assert str(caught.value) == message
