@@ -19,6 +19,8 @@ from reports.text import pair_label
 
 _SIZE_INCHES = (6.4, 4.2)
 _PNG_DPI = 160
+# Of the range of x, left and right: the first label is left of its point.
+_MARGIN = 0.08
 
 
 def write_figures(run: Run) -> list[Path]:
@@ -63,10 +65,10 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
     # Between two members only the worse in x can be had: to the left where less is better.
     side: Literal["pre", "post"] = "pre" if x.maximise else "post"
     axes.step(xs, ys, where=side, color=FRONT_OF_ALL, linewidth=1.2, label="Pareto front", zorder=0)
-    for index, (row, px, py) in enumerate(zip(front.rows.itertuples(), xs, ys, strict=True)):
+    for index, (px, py, label) in enumerate(member_labels(front)):
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
         axes.annotate(
-            pair_label(row),
+            label,
             (px, py),
             xytext=(5, -11) if below else (-5, 6),
             ha="left" if below else "right",
@@ -76,11 +78,22 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         axes.axhline(level, color=FLOAT_LINE, linestyle="--", linewidth=1, label=f"float, {level:.1f} %")
+    axes.margins(x=_MARGIN)
     axes.set_xlabel(x.label)
     axes.set_ylabel(y.label)
     axes.set_title(front.workload, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right" if y.maximise else "upper right")
+
+
+def member_labels(front: Front) -> list[tuple[float, float, str]]:
+    """Where the members of a front are on the axes, and their formats; those at one place share a label."""
+    x, y = metric(front.x), metric(front.y)
+    places = zip(scaled(front.rows[x.name], x), scaled(front.rows[y.name], y), strict=True)
+    labels: dict[tuple[float, float], list[str]] = {}
+    for place, row in zip(places, front.rows.itertuples(), strict=True):
+        labels.setdefault(place, []).append(pair_label(row))
+    return [(*place, ", ".join(names)) for place, names in labels.items()]
 
 
 def scaled(values: pd.Series, of: Metric) -> np.ndarray:

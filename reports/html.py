@@ -16,10 +16,10 @@ from dse.metrics import METRICS, Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
 from quantizers.recipes import recipe_label
-from reports.figures import scaled, write_figures
+from reports.figures import member_labels, scaled, write_figures
 from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
 from reports.summary import best_by_bits, headlines, recipe_gains
-from reports.text import pair_label, with_interval
+from reports.text import with_interval
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Columns of the table of points, in order, where the run has them.
@@ -110,7 +110,7 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
     for front in fronts:
         if (front.workload, front.x, front.y) == (whole.workload, whole.x, whole.y):
             figure.add_trace(_front_line(front, x, y))
-    _name_members(figure, whole, x, y)
+    _name_members(figure, whole)
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         figure.add_hline(level, line_dash="dash", line_color=FLOAT_LINE, line_width=1,
@@ -123,13 +123,12 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
     return {"title": f"{whole.workload}: {y.label} against {x.label}", "json": _embed(figure)}
 
 
-def _name_members(figure: go.Figure, front: Front, x: Metric, y: Metric) -> None:
-    xs, ys = scaled(front.rows[x.name], x), scaled(front.rows[y.name], y)
-    for index, (row, px, py) in enumerate(zip(front.rows.itertuples(), xs, ys, strict=True)):
+def _name_members(figure: go.Figure, front: Front) -> None:
+    for index, (px, py, label) in enumerate(member_labels(front)):
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
         side = 1 if below else -1
         figure.add_annotation(
-            x=px, y=py, text=pair_label(row), showarrow=False, font={"size": 12},
+            x=px, y=py, text=label, showarrow=False, font={"size": 12},
             xanchor="left" if below else "right", yanchor="top" if below else "bottom",
             xshift=5 * side, yshift=-3 * side,
         )  # fmt: skip

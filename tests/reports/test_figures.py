@@ -1,8 +1,9 @@
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from dse.pareto import compute_fronts
-from reports.figures import draw_front
+from dse.pareto import Front, compute_fronts
+from reports.figures import draw_front, member_labels
 
 
 @pytest.mark.parametrize(
@@ -14,3 +15,16 @@ def test_the_staircase_shows_what_can_be_had(finished_run, x, y, style):
     draw_front(axes, table, compute_fronts(table, x, y)[0])
     (front,) = [line for line in axes.get_lines() if line.get_label() == "Pareto front"]
     assert front.get_drawstyle() == style
+
+
+def test_members_at_one_place_share_a_label():
+    rows = pd.DataFrame(
+        {
+            "weights": ["int3", "e2m0", "e2m1"],
+            "activations": ["int3", "e2m0", "int8"],
+            "luts": [20, 20, 30],
+            "accuracy": [0.5, 0.5, 0.75],
+        }
+    )
+    front = Front("luts", "accuracy", "w", "all", rows, None, None)
+    assert member_labels(front) == [(20.0, 50.0, "int3, e2m0"), (30.0, 75.0, "e2m1/int8")]
