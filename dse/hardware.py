@@ -65,7 +65,7 @@ class ChosenBlock:
     def describe(self) -> str:
         """What was chosen, in a line."""
         chosen = {"weights": self.weights, "activations": self.activations, **self.parameters}
-        return ", ".join(f"{name} {value}" for name, value in chosen.items() if value is not None)
+        return ", ".join(f"{name} {_as_set(value)}" for name, value in chosen.items() if value is not None)
 
     def as_json(self) -> dict[str, Any]:
         """Every choice, by name."""
@@ -75,6 +75,11 @@ class ChosenBlock:
             "activations": self.activations,
             **self.parameters,
         }
+
+
+def _as_set(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def choose_block(name: str, weights: str, activations: str | None, settings: Iterable[str]) -> ChosenBlock:

@@ -133,7 +133,7 @@ def select_multiple(m: Module, multiplicand: Value, triple: Value) -> Value:
     single = Cat(multiplicand, multiplicand[-1] if signed else C(0, 1))
     double = Cat(C(0, 1), multiplicand)
     # Signals: of an expression that is replicated, Amaranth makes a copy for every bit.
-    is_single, is_double = Signal(), Signal()
+    is_single, is_double = Signal(name="is_single"), Signal(name="is_double")
     m.d.comb += [is_single.eq(low ^ below), is_double.eq((negative ^ low) & ~is_single)]
     selected = (single & is_single.replicate(width)) | (double & is_double.replicate(width))
     complemented = selected ^ negative.replicate(width)

@@ -257,6 +257,11 @@ def _mac(name: str) -> MultiplyAccumulate:
     return MultiplyAccumulate(weights=fmt, activations=fmt, dot_length=4608)
 
 
+def test_normalized_rtlil_has_no_brackets_in_names() -> None:
+    text = "wire \\payload[1][2]\nwire \\payload\nconnect \\payload[1][2] \\payload [3:2]\n"
+    assert normalize(text) == "wire \\payload.1.2\nwire \\payload\nconnect \\payload.1.2 \\payload [3:2]\n"
+
+
 def test_normalized_rtlil_depends_on_neither_path_nor_history() -> None:
     source = '  attribute \\src "{}"\n'
     body = "module \\top\n  wire $add$x.v:2${}_Y\n" + source + "  cell $add $add$x.v:2${}\n  end\nend\n"

@@ -64,6 +64,8 @@ def test_a_choice_is_complete_and_canonical() -> None:
     assert chosen.describe() == "weights e2m1, activations e2m1, dot_length 4608"
     wrapping = mac("int8", "int4", "dot_length=8", "accumulator_bits=6")
     assert wrapping.describe() == "weights int8, activations int4, dot_length 8, accumulator_bits 6"
+    unit = choose_block("mvu", "int4", None, ["has_bias=true"])
+    assert "overflow error, has_bias true, multiplier_bits 16" in unit.describe()
     assert wrapping.build().accumulator_bits == 6
 
 
