@@ -18,6 +18,7 @@ from rich.progress import track as rich_track
 from rich.table import Table
 from rich.text import Text
 
+from dse.design import setting_text
 from dse.metrics import METRICS, Figure, Provenance
 
 if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wait for
@@ -203,7 +204,7 @@ def _heading(name: str) -> str:
 
 
 def _text(value: Any) -> str:
-    return " ".join(value) if isinstance(value, list) else str(value)
+    return " ".join(value) if isinstance(value, list) else setting_text(value)
 
 
 def show_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:

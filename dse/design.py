@@ -23,6 +23,11 @@ def formats_label(
     return pair if residuals is None else f"{pair} (adds {residuals})"
 
 
+def setting_text(value: Any) -> str:
+    """A value as ``--set`` takes it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 @dataclass(frozen=True)
 class DesignPoint:
     """One combination of model, formats, quantization and datapath.

@@ -16,6 +16,7 @@ import numpy as np
 from amaranth.hdl import Shape
 
 from dse.costing import block_arguments, block_parameters, build_block, format_pair
+from dse.design import setting_text
 from hw.blocks import BLOCKS, Stimuli, find_block
 from hw.simulation import SimulationError, simulate_stream, stream_ports
 from hw.testbench import testbench_files
@@ -65,7 +66,9 @@ class ChosenBlock:
     def describe(self) -> str:
         """What was chosen, in a line."""
         chosen = {"weights": self.weights, "activations": self.activations, **self.parameters}
-        return ", ".join(f"{name} {_as_set(value)}" for name, value in chosen.items() if value is not None)
+        return ", ".join(
+            f"{name} {setting_text(value)}" for name, value in chosen.items() if value is not None
+        )
 
     def as_json(self) -> dict[str, Any]:
         """Every choice, by name."""
@@ -75,11 +78,6 @@ class ChosenBlock:
             "activations": self.activations,
             **self.parameters,
         }
-
-
-def _as_set(value: Any) -> str:
-    """A value as ``--set`` takes it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def choose_block(name: str, weights: str, activations: str | None, settings: Iterable[str]) -> ChosenBlock:
