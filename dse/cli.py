@@ -95,11 +95,11 @@ def sweep(
 ) -> int:
     """Run a study: quantize, synthesise, draw the Pareto front. Run again to continue."""
     from dse.engine import make_engine
-    from dse.study import Study
+    from dse.hardware_study import load_study
     from dse.sweep import run
     from reports import write_report
 
-    plan = Study.load(study, settings or [])
+    plan = load_study(study, settings or [])
     folder = out or Path("runs") / plan.name
     try:
         with (

@@ -119,27 +119,30 @@ def show_run(run: Run) -> None:
     for workload, layers in run.layers_in_float.items():
         show(f"{workload}: products of {layers} stay in float; no format and no cost here covers them")
     if run.failed:
-        table = Table("workload", "weights", "activations", "reason", title="failed points")
+        table = Table("workload", "design", "reason", title="failed points")
         for result in run.failed:
-            design = result.design
-            _add(table, design.workload, design.weights, design.activations, reason_of(result))
+            name = f"{result.design.family} {result.design.label}"
+            _add(table, result.design.workload, name, reason_of(result))
         _out.print(table)
 
 
 def show_front(front: Front) -> None:
     """The rows of one front; below, its hypervolume in the units of the table."""
-    from quantizers.recipes import recipe_label  # loads torch, as whoever has a front has done
-
-    title = Text(f"{front.workload}: {front.y} against {front.x}, {front.family} formats")
-    choices = ["weights", "activations"]
-    if front.rows["recipe"].nunique() > 1:
+    choices, kind = ["weights", "activations"], "formats"
+    if "design" in front.rows:
+        choices, kind = ["design", *choices, "variant"], "designs"
+    title = Text(f"{front.workload}: {front.y} against {front.x}, {front.family} {kind}")
+    if "recipe" in front.rows and front.rows["recipe"].nunique() > 1:
         choices.append("recipe")
     table = Table(*choices, title=title, title_justify="left")
     for name in (front.x, front.y):
         table.add_column(METRICS[name].label, justify="right")
     for row in front.rows.to_dict(orient="records"):
         figures = [_cell_with_interval(name, row) for name in (front.x, front.y)]
-        row["recipe"] = recipe_label(row["recipe"])
+        if "recipe" in choices:
+            from quantizers.recipes import recipe_label  # loads torch, as whoever has recipes has done
+
+            row["recipe"] = recipe_label(row["recipe"])
         _add(table, *(str(row[choice]) for choice in choices), *figures)
     _out.print(table)
     if front.hypervolume is not None:

@@ -63,8 +63,23 @@ def cost_of_block(
     component = build_block(name, weights, activations, parameters)
     resources = synthesize(component, name=name, part=part, cache=ContentCache(namespace="synthesis"))
     design = {"block": name, "weights": weights, "activations": activations, **parameters, "part": part}
-    widths = {"accumulator_bits": Figure(component.accumulator_bits, Provenance.ANALYTIC)}
+    bits = getattr(component, "accumulator_bits", None)
+    widths = {} if bits is None else {"accumulator_bits": Figure(bits, Provenance.ANALYTIC)}
     return _cost(design, resources, widths)
+
+
+def speed_of_block(
+    name: str, weights: str, activations: str, parameters: Mapping[str, Any]
+) -> dict[str, Figure]:
+    """What the block tells of its speed, by metric: from its formulas, which its tests confirm.
+
+    Raises:
+        UsageError: as :func:`build_block`.
+    """
+    block = find_block(name)
+    arguments = block_arguments(name, weights, activations, parameters)
+    speed = block.speed(block.build(**arguments), **arguments)
+    return {name: Figure(value, Provenance.ANALYTIC) for name, value in speed.items()}
 
 
 def build_block(name: str, weights: str, activations: str, parameters: Mapping[str, Any]) -> Any:

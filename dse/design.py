@@ -11,7 +11,11 @@ from quantizers.formats import BlockFormat, Format, parse_format
 
 
 def formats_label(
-    weights: str, activations: str, group: int | None, tokens: bool, residuals: str | None
+    weights: str,
+    activations: str,
+    group: int | None = None,
+    tokens: bool = False,
+    residuals: str | None = None,
 ) -> str:
     """Short text for a chart: ``e2m1``, ``e2m1/int8``, ``int4g32/int8t`` in groups and by tokens.
 
@@ -29,7 +33,64 @@ def setting_text(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class DesignPoint:
+class Design:
+    """What a result is of.
+
+    Attributes:
+        workload: what is computed; fronts are drawn for each.
+        weights, activations: names of formats.
+    """
+
+    workload: str
+    weights: str
+    activations: str
+
+    @property
+    def family(self) -> str:
+        """What a chart colours by."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """Short text for a chart."""
+        raise NotImplementedError
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every choice, by name."""
+        return asdict(self)
+
+    def key(self, *, tools: Mapping[str, str], data: str) -> str:
+        """The hash of its choices, the tool versions, and the fingerprint of model and data."""
+        return content_key({"design": self.as_dict(), "tools": dict(tools), "data": data})
+
+
+@dataclass(frozen=True)
+class HardwarePoint(Design):
+    """One hardware block with everything that can be set of it.
+
+    Attributes:
+        design: the name of the alternative that it belongs to.
+        variant: those of its parameters that the study varies, such as ``lanes=8``.
+        parameters: all of them, as JSON.
+    """
+
+    design: str
+    variant: str
+    block: str
+    parameters: str
+    part: str
+
+    @property
+    def family(self) -> str:
+        return self.design
+
+    @property
+    def label(self) -> str:
+        return " ".join(filter(None, (formats_label(self.weights, self.activations), self.variant)))
+
+
+@dataclass(frozen=True)
+class DesignPoint(Design):
     """One combination of model, formats, quantization and datapath.
 
     Every field is a column of the result table. ``edge_format`` is the format of the first and the
@@ -41,9 +102,6 @@ class DesignPoint:
     activations are added (``None``: float).
     """
 
-    workload: str
-    weights: str
-    activations: str
     edge_format: str
     integer_weights: str
     weight_scale: str
@@ -79,7 +137,7 @@ class DesignPoint:
 
     @property
     def family(self) -> str:
-        """``integer``, ``minifloat``, ... or ``mixed``: what a chart colours by."""
+        """``integer``, ``minifloat``, ... or ``mixed``."""
         families = {self.weight_format.family, self.activation_format.family}
         return families.pop() if len(families) == 1 else "mixed"
 
@@ -93,10 +151,3 @@ class DesignPoint:
             self.activation_granularity == "token",
             self.residual_format,
         )
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    def key(self, *, tools: Mapping[str, str], data: str) -> str:
-        """The point's hash: its choices, the tool versions, and the fingerprint of model and data."""
-        return content_key({"design": self.as_dict(), "tools": dict(tools), "data": data})

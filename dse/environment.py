@@ -37,10 +37,14 @@ def accuracy_tools() -> dict[str, str]:
 
 
 @lru_cache(maxsize=1)
+def cost_tools() -> dict[str, str]:
+    """Versions that the cost of a datapath depends on."""
+    return {**_versions(_COST_TOOLS), "bitfront_cost": code_digest(_COST_CODE)}
+
+
 def tool_versions() -> dict[str, str]:
-    """Versions that belong to the key of every result."""
-    cost = {**_versions(_COST_TOOLS), "bitfront_cost": code_digest(_COST_CODE)}
-    return {**accuracy_tools(), **cost}
+    """Versions that belong to the key of every result of a network."""
+    return {**accuracy_tools(), **cost_tools()}
 
 
 def _versions(packages: Iterable[str]) -> dict[str, str]:

@@ -5,14 +5,15 @@ Runs in worker processes.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from dse import accuracy
 from dse.accuracy import Products, Quality, Source, quality_of, settings_of
-from dse.costing import BlockCost, build_block, cost_of_block
-from dse.design import DesignPoint
+from dse.costing import BlockCost, build_block, cost_of_block, speed_of_block
+from dse.design import DesignPoint, HardwarePoint
 from dse.metrics import Figure, Provenance
 from quantizers.errors import BitfrontError, UsageError, unknown_choice
 
@@ -35,6 +36,18 @@ class Task:
     @property
     def key(self) -> str:
         return self.point.key(tools=self.tools, data=self.source.fingerprint)
+
+
+@dataclass(frozen=True)
+class HardwareTask:
+    """A point without a network; *tools* are the versions in its key."""
+
+    point: HardwarePoint
+    tools: Mapping[str, str]
+
+    @property
+    def key(self) -> str:
+        return self.point.key(tools=self.tools, data="")
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,21 @@ def evaluate(task: Task) -> Evaluation:
     synthesis = ", ".join(f"{name} {text}" for name, text in unit.tools.items())
     of_mac = {f"mac_{name}": unit.design[name] for name in ("block", "weights", "activations")}
     return Evaluation({**metrics, **unit.metrics}, {**details, **of_mac, "synthesis": synthesis})
+
+
+def evaluate_hardware(task: HardwareTask) -> Evaluation:
+    """Build and synthesise a block; its speed, where it tells one, and what its area is for that."""
+    point = task.point
+    parameters = json.loads(point.parameters)
+    cost = cost_of_block(point.block, point.weights, point.activations, parameters, part=point.part)
+    speed = speed_of_block(point.block, point.weights, point.activations, parameters)
+    metrics = {**cost.metrics, **speed}
+    rate = speed.get("weight_bits_per_cycle")
+    if rate is not None:
+        area = cost.metrics["luts"]
+        metrics["luts_per_weight_bit_cycle"] = Figure(area.value / rate.value, area.provenance)
+    synthesis = ", ".join(f"{name} {text}" for name, text in cost.tools.items())
+    return Evaluation(metrics, {"synthesis": synthesis})
 
 
 def float_accuracy(task: Task) -> Figure:

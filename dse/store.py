@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from dse.design import DesignPoint
+from dse.design import Design, DesignPoint, HardwarePoint
 from dse.metrics import Figure
 from quantizers.errors import UsageError
 
@@ -50,7 +50,7 @@ class Result:
     """
 
     key: str
-    design: DesignPoint
+    design: Design
     tools: Mapping[str, str]
     wall_seconds: float
     host: str
@@ -131,19 +131,20 @@ class ResultStore:
         found = {}
         for key in keys:
             row = self._connection.execute("SELECT * FROM results WHERE key = ?", (key,)).fetchone()
-            if row is not None and set(json.loads(row[2])) == _FIELDS:
+            if row is not None and frozenset(json.loads(row[2])) in _KINDS:
                 found[key] = _from_row(row)
         return found
 
 
-_FIELDS = {choice.name for choice in fields(DesignPoint)}
+_KINDS = {frozenset(choice.name for choice in fields(kind)): kind for kind in (DesignPoint, HardwarePoint)}
 
 
 def _from_row(row: tuple[Any, ...]) -> Result:
     key, _, design, metrics, details, error, tools, wall_seconds, host, finished_at = row
+    choices = json.loads(design)
     return Result(
         key=key,
-        design=DesignPoint(**json.loads(design)),
+        design=_KINDS[frozenset(choices)](**choices),
         tools=json.loads(tools),
         wall_seconds=wall_seconds,
         host=host,

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import json
-import re
-import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from costmodel import PARTS
 from dse.accuracy import settings_of
 from dse.design import DesignPoint
 from dse.evaluation import BEST_MAC, MAC_CHOICES, check_point
-from dse.metrics import METRICS
+from dse.study_file import FrontChoice, PartName, Section, StudyFile, known, listed
 from dse.workloads import check_workload
 from hw.blocks import ANCHOR_DOT_LENGTH
-from quantizers.errors import UsageError, unknown_choice
+from quantizers.errors import UsageError
 from quantizers.formats import (
     BlockFormat,
     IntegerFormat,
@@ -43,11 +39,6 @@ _CHANNEL = "channel"
 _FLOAT = "float"
 
 Family = Literal["integer", "minifloat"]
-
-
-def _listed(value: Any) -> Any:
-    """A single value stands for a list of one, so that a study may sweep any choice."""
-    return value if isinstance(value, list) else [value]
 
 
 def _known_format(name: Any) -> str:
@@ -76,17 +67,6 @@ def _known_group(group: Any) -> Any:
     raise UsageError(msg, given=group, expected=[_CHANNEL, "32", "64", "128"])
 
 
-def _known(kind: str, choices: Iterable[str]) -> BeforeValidator:
-    names = list(choices)
-
-    def check(name: Any) -> Any:
-        if name not in names:
-            raise unknown_choice(kind, name, names)
-        return name
-
-    return BeforeValidator(check)
-
-
 def _known_recipe(text: Any) -> Any:
     return str(Recipe.parse(text)) if isinstance(text, str) else text
 
@@ -99,16 +79,10 @@ AnyFormatName = Annotated[str, BeforeValidator(_known_any_format)]
 WeightGroup = Annotated[int | Literal["channel"], BeforeValidator(_known_group)]
 WeightScale = Literal["mse", "max", "mse_power_of_two", "mean"]
 ActivationScale = Literal["mse", "percentile", "mse_power_of_two"]
-MetricName = Annotated[str, _known("metric", METRICS)]
-PartName = Annotated[str, _known("part", PARTS)]
-BlockName = Annotated[str, _known("block", MAC_CHOICES)]
+BlockName = Annotated[str, known("block", MAC_CHOICES)]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class WorkloadChoice(_Section):
+class WorkloadChoice(Section):
     """A network with its data; counts default to all images there are."""
 
     name: str
@@ -122,7 +96,7 @@ class WorkloadChoice(_Section):
         return None if self.data is None else Path(self.data)
 
 
-class FormatChoice(_Section):
+class FormatChoice(Section):
     """Which (weight, activation) pairs to sweep.
 
     Either ``pairs`` as they stand, or every combination of ``families`` x ``bits``: with
@@ -171,7 +145,7 @@ def _formats(family: Family, bits: int) -> list[ScalarFormat]:
     return [IntegerFormat(bits)] if family == "integer" else list(minifloat_splits(bits))
 
 
-class QuantizationChoice(_Section):
+class QuantizationChoice(Section):
     """How formats are put on the network; a list sweeps the choice.
 
     ``weight_group`` is ``"channel"`` (one weight scale per output channel) or how many features share a
@@ -181,19 +155,19 @@ class QuantizationChoice(_Section):
 
     edge_format: FormatName = "int8"
     residual_format: ResidualFormat = _FLOAT
-    integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(_listed), _NOT_EMPTY] = [
+    integer_weights: Annotated[list[Literal["narrow", "full"]], BeforeValidator(listed), _NOT_EMPTY] = [
         "narrow"
     ]
-    weight_scale: Annotated[list[WeightScale], BeforeValidator(_listed), _NOT_EMPTY] = ["mse"]
-    weight_group: Annotated[list[WeightGroup], BeforeValidator(_listed), _NOT_EMPTY] = ["channel"]
-    activation_scale: Annotated[list[ActivationScale], BeforeValidator(_listed), _NOT_EMPTY] = ["mse"]
+    weight_scale: Annotated[list[WeightScale], BeforeValidator(listed), _NOT_EMPTY] = ["mse"]
+    weight_group: Annotated[list[WeightGroup], BeforeValidator(listed), _NOT_EMPTY] = ["channel"]
+    activation_scale: Annotated[list[ActivationScale], BeforeValidator(listed), _NOT_EMPTY] = ["mse"]
     percentile: Annotated[float, Field(gt=0, le=100)] | None = None
     activation_granularity: Annotated[
-        list[Literal["tensor", "token"]], BeforeValidator(_listed), _NOT_EMPTY
+        list[Literal["tensor", "token"]], BeforeValidator(listed), _NOT_EMPTY
     ] = ["tensor"]
-    bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(_listed), _NOT_EMPTY] = ["fixed"]
+    bias: Annotated[list[Literal["fixed", "float"]], BeforeValidator(listed), _NOT_EMPTY] = ["fixed"]
     unsigned_activations: bool = True
-    recipe: Annotated[list[RecipeText], BeforeValidator(_listed), _NOT_EMPTY] = [ROUND]
+    recipe: Annotated[list[RecipeText], BeforeValidator(listed), _NOT_EMPTY] = [ROUND]
 
     @model_validator(mode="after")
     def _percentile_is_used(self) -> QuantizationChoice:
@@ -203,7 +177,7 @@ class QuantizationChoice(_Section):
         return self
 
 
-class HardwareChoice(_Section):
+class HardwareChoice(Section):
     """The datapath that is costed for each pair of formats."""
 
     block: BlockName = BEST_MAC
@@ -211,32 +185,15 @@ class HardwareChoice(_Section):
     part: PartName = "xc7z020"
 
 
-class FrontChoice(_Section):
-    """Two metrics to draw a Pareto front for."""
+class Study(StudyFile):
+    """A whole study of networks, resolved: what ``study.json`` in a run folder holds."""
 
-    x: MetricName
-    y: MetricName
-
-    @model_validator(mode="after")
-    def _two_metrics(self) -> FrontChoice:
-        if self.x == self.y:
-            msg = f"a front needs two different metrics, not {self.x!r} twice"
-            raise UsageError(msg, given=self.x)
-        return self
-
-
-class Study(_Section):
-    """A whole study, resolved: what ``study.json`` in a run folder holds."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    description: str = ""
-    seed: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(_listed), Field(min_length=1)] = [0]
+    seed: Annotated[list[Annotated[int, Field(ge=0)]], BeforeValidator(listed), Field(min_length=1)] = [0]
     workloads: Annotated[list[WorkloadChoice], Field(min_length=1)]
     formats: FormatChoice
     quantization: QuantizationChoice = QuantizationChoice()
     hardware: HardwareChoice = HardwareChoice()
     fronts: Annotated[list[FrontChoice], Field(min_length=1)] = [FrontChoice(x="luts", y="accuracy")]
-    point_timeout_s: float = Field(1800, gt=0)
 
     @model_validator(mode="after")
     def _workloads_once(self) -> Study:
@@ -260,26 +217,6 @@ class Study(_Section):
             )
             raise UsageError(msg, given=wanted[0], expected=["weight_memory_kib", "weight_bits"])
         return self
-
-    @classmethod
-    def load(cls, path: Path, overrides: Iterable[str] = ()) -> Study:
-        """The study of a TOML (or resolved JSON) file, with ``key=value`` overrides.
-
-        Raises:
-            UsageError: the file cannot be read, is not TOML, or does not describe a study.
-        """
-        document = _read(path)
-        for override in overrides:
-            _apply(document, override)
-        return cls.parse(document, source=str(path))
-
-    @classmethod
-    def parse(cls, document: dict[str, Any], *, source: str = "study") -> Study:
-        """The study of a parsed document; every problem of it is told in one message."""
-        try:
-            return cls.model_validate(document)
-        except ValidationError as error:
-            raise _explain(error, source) from None
 
     def check(self) -> None:
         """Check what lies outside the file: packages, data and checkpoints, and that every pair of
@@ -361,128 +298,3 @@ def _check_choices(point: DesignPoint) -> None:
         return
     msg = f"gain_correction gives each channel's one scale a factor of its own; it does not go with {unfit}"
     raise UsageError(msg, given=unfit, expected=["a recipe without gain_correction"])
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
-        listing = f"; study files there: {', '.join(near)}" if near else ""
-        msg = f"no study file {str(path)!r}{listing}"
-        raise UsageError(msg, given=path, expected=near or ["a path to a TOML file"]) from None
-    except (OSError, UnicodeDecodeError) as error:
-        msg = f"cannot read study file {str(path)!r}: {error}"
-        raise UsageError(msg, given=path, expected=["a readable TOML file"]) from None
-    try:
-        return json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
-        msg = f"{path} is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}"
-        raise UsageError(msg, given=path, expected=["a TOML file"]) from None
-
-
-def _apply(document: dict[str, Any], override: str) -> None:
-    """Set ``a.b.0.c=value`` in *document*; the value is TOML where it parses, else text."""
-    key, separator, text = override.partition("=")
-    if not separator or not key.strip():
-        msg = f"--set needs key=value, such as hardware.dot_length=1024, not {override!r}"
-        raise UsageError(msg, given=override, expected=["key=value"])
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    node: Any = document
-    *parents, last = key.strip().split(".")
-    try:
-        for name in parents:
-            node = node[int(name)] if isinstance(node, list) else node.setdefault(name, {})
-        node[int(last) if isinstance(node, list) else last] = value
-    except (ValueError, IndexError, TypeError, AttributeError):
-        msg = f"--set {override!r}: the study has no place {key!r}"
-        raise UsageError(msg, given=key, expected=list(Study.model_fields)) from None
-
-
-# What pydantic says of its own types, by its error types, in the words of a study file.
-_EXPECTED = {
-    "string_type": "text in quotes",
-    "list_type": "a list",
-    "model_type": "a table of keys and values",
-    "too_short": "a list of at least one entry",
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    "greater_than_equal": "{ge} or more",
-    "less_than_equal": "{le} or less",
-    "greater_than": "more than {gt:g}",
-}
-
-
-def _explain(error: ValidationError, source: str) -> UsageError:
-    """One message for all problems of a study, each with its place, what was given and expected."""
-    # A pair that lacks both formats is one problem, not two.
-    problems = list({str(problem): problem for problem in map(_problem, error.errors())}.values())
-    first = problems[0]
-    if len(problems) == 1:
-        return UsageError(f"{source}: {first}", given=first.given, expected=first.expected)
-    lines = "".join(f"\n  - {problem}" for problem in problems)
-    return UsageError(
-        f"{source} has {len(problems)} problems:{lines}", given=first.given, expected=first.expected
-    )
-
-
-def _problem(entry: Any) -> UsageError:
-    place = ".".join(str(part) for part in entry["loc"]) or "study"
-    given = entry.get("input")
-    context = entry.get("ctx", {})
-    match entry["type"]:
-        case "value_error" if isinstance(context.get("error"), UsageError):
-            cause = context["error"]
-            for name in cause.expected:
-                if isinstance(given, dict) and given.get(name) == []:  # there, so not missing
-                    return _wrong(f"{place}.{name}", [], _EXPECTED["too_short"])
-            return UsageError(f"{place}: {cause}", given=cause.given, expected=cause.expected)
-        case "extra_forbidden":
-            choices = _fields_at(entry["loc"][:-1])
-            unknown = unknown_choice("key", entry["loc"][-1], choices)
-            where = ".".join(str(part) for part in entry["loc"][:-1]) or "study"
-            return UsageError(f"{where}: {unknown}", given=unknown.given, expected=unknown.expected)
-        case "missing" | "too_short" | "too_long" | "tuple_type" if "pairs" in entry["loc"]:
-            pair = ".".join(str(part) for part in entry["loc"][:3])
-            return _wrong(pair, given, "a pair of format names, [weights, activations]")
-        case "missing":
-            return UsageError(f"{place}: is missing", given="", expected=[place])
-        case "literal_error":
-            choices = [part.strip(" '") for part in context["expected"].replace(" or ", ",").split(",")]
-            key = next(part for part in reversed(entry["loc"]) if isinstance(part, str))
-            unknown = unknown_choice(key, given, choices)
-            return UsageError(f"{place}: {unknown}", given=given, expected=unknown.expected)
-        case "string_pattern_mismatch":
-            near = "-".join(re.findall(r"[A-Za-z0-9._-]+", given)).lstrip("._-")
-            hint = f" (did you mean {near!r}?)" if near else ""
-            msg = (
-                f"{place}: must be letters, digits, '.', '_' and '-', the first a letter or a digit, "
-                f"not {given!r}{hint}"
-            )
-            return UsageError(msg, given=given, expected=[near] if near else [])
-        case "list_type" if entry["loc"][-1] in ("bits", "families"):
-            return _wrong(place, given, f"a list, such as [{given!r}]")
-        case kind if kind in _EXPECTED:
-            return _wrong(place, given, _EXPECTED[kind].format(**context))
-        case _:
-            return UsageError(f"{place}: {entry['msg']}, not {given!r}", given=given, expected=[entry["msg"]])
-
-
-def _wrong(place: str, given: object, expected: str) -> UsageError:
-    return UsageError(f"{place}: must be {expected}, not {given!r}", given=given, expected=[expected])
-
-
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "workloads": WorkloadChoice,
-        "formats": FormatChoice,
-        "quantization": QuantizationChoice,
-        "hardware": HardwareChoice,
-        "fronts": FrontChoice,
-    }
-    section = sections.get(str(location[0])) if location else Study
-    return list((section or Study).model_fields)

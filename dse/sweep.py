@@ -9,21 +9,30 @@ from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 
 from costmodel import ContentCache
 from dse.accuracy import CACHE, Source
 from dse.engine import Engine, LocalEngine, Outcome
-from dse.environment import environment, tool_versions
-from dse.evaluation import Evaluation, Task, evaluate, float_accuracy
+from dse.environment import cost_tools, environment, tool_versions
+from dse.evaluation import (
+    Evaluation,
+    HardwareTask,
+    Task,
+    evaluate,
+    evaluate_hardware,
+    float_accuracy,
+)
+from dse.hardware_study import AnyStudy, HardwareStudy, load_study
 from dse.metrics import Figure
 from dse.pareto import Front, compute_fronts
 from dse.store import Result, ResultStore, as_table, exclusive
-from dse.study import Study
 from dse.workloads import workload_fingerprint
 from quantizers.errors import UsageError
+
+T = TypeVar("T")
 
 _STUDY = "study.json"
 _RUN = "run.json"
@@ -65,7 +74,7 @@ class Run:
     """
 
     folder: Path
-    study: Study
+    study: AnyStudy
     results: list[Result]
     environment: dict[str, str]
 
@@ -97,7 +106,7 @@ class Run:
 
 
 def run(
-    study: Study,
+    study: AnyStudy,
     folder: Path,
     *,
     engine: Engine | None = None,
@@ -130,8 +139,8 @@ def run(
         return _open(folder, store)
 
 
-def _check_same_study(study: Study, folder: Path) -> None:
-    if (folder / _STUDY).is_file() and (there := Study.load(folder / _STUDY).name) != study.name:
+def _check_same_study(study: AnyStudy, folder: Path) -> None:
+    if (folder / _STUDY).is_file() and (there := load_study(folder / _STUDY).name) != study.name:
         msg = f"{str(folder)!r} holds the run of study {there!r}, not of {study.name!r}; choose another --out"
         raise UsageError(msg, given=folder, expected=["an empty folder", f"a folder of study {study.name!r}"])
 
@@ -155,10 +164,12 @@ def _open(folder: Path, store: ResultStore) -> Run:
     record = json.loads((folder / _RUN).read_text(encoding="utf-8"))
     found = store.get(record["keys"])
     results = [found[key] for key in record["keys"] if key in found]
-    return Run(folder, Study.load(folder / _STUDY), results, record["environment"])
+    return Run(folder, load_study(folder / _STUDY), results, record["environment"])
 
 
-def _tasks(study: Study) -> list[Task]:
+def _tasks(study: AnyStudy) -> Sequence[Task | HardwareTask]:
+    if isinstance(study, HardwareStudy):
+        return [HardwareTask(point, cost_tools()) for point in study.points()]
     # Absolute: a worker may run in another folder.
     sources = {
         w.name: Source(
@@ -181,13 +192,36 @@ def _make_folder(folder: Path) -> None:
 
 
 def _evaluate(
-    study: Study, tasks: list[Task], store: ResultStore, engine: Engine, progress: Progress
+    study: AnyStudy,
+    tasks: Sequence[Task | HardwareTask],
+    store: ResultStore,
+    engine: Engine,
+    progress: Progress,
 ) -> None:
     done = {key for key, result in store.get(t.key for t in tasks).items() if result.error is None}
     pending = [task for task in tasks if task.key not in done]
     progress.started(len(tasks), len(done))
     if not pending:
         return
+
+    def keep(task: Task | HardwareTask, outcome: Outcome[Evaluation]) -> None:
+        result = _result(task, outcome)
+        store.put(result)
+        progress.finished(result)
+
+    of_hardware = [task for task in pending if isinstance(task, HardwareTask)]
+    _for_each(engine, evaluate_hardware, of_hardware, study.point_timeout_s, keep)
+    of_networks = [task for task in pending if isinstance(task, Task)]
+    _evaluate_networks(study, of_networks, engine, progress, keep)
+
+
+def _evaluate_networks(
+    study: AnyStudy,
+    pending: Sequence[Task],
+    engine: Engine,
+    progress: Progress,
+    keep: Callable[[Task, Outcome[Evaluation]], None],
+) -> None:
     one_of_each = list({task.point.workload: task for task in pending}.values())
 
     unusable: dict[str, str] = {}
@@ -196,11 +230,6 @@ def _evaluate(
         if outcome.error is not None:
             unusable[task.point.workload] = outcome.error
         progress.float_accuracy(task.point.workload, outcome.value, outcome.error)
-
-    def keep(task: Task, outcome: Outcome[Evaluation]) -> None:
-        result = _result(task, outcome)
-        store.put(result)
-        progress.finished(result)
 
     _for_each(engine, float_accuracy, one_of_each, study.point_timeout_s, tell)
     for task in pending:
@@ -212,10 +241,10 @@ def _evaluate(
 
 def _for_each(
     engine: Engine,
-    function: Callable[[Task], Any],
-    tasks: Sequence[Task],
+    function: Callable[[T], Any],
+    tasks: Sequence[T],
     timeout_s: float,
-    use: Callable[[Task, Outcome[Any]], None],
+    use: Callable[[T, Outcome[Any]], None],
 ) -> None:
     """Hand every outcome to *use* as it comes."""
     with closing(engine.run(function, tasks, timeout_s=timeout_s)) as outcomes:
@@ -223,7 +252,7 @@ def _for_each(
             use(tasks[outcome.index], outcome)
 
 
-def _result(task: Task, outcome: Outcome[Evaluation]) -> Result:
+def _result(task: Task | HardwareTask, outcome: Outcome[Evaluation]) -> Result:
     evaluation = outcome.value
     return Result(
         key=task.key,

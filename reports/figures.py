@@ -14,7 +14,7 @@ from dse.metrics import Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
 from quantizers.recipes import recipe_label
-from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL, RECIPE_COLOURS
+from reports.style import FLOAT_LINE, FRONT_OF_ALL, RECIPE_COLOURS, marks_of
 from reports.text import pair_label
 
 _SIZE_INCHES = (6.4, 4.2)
@@ -49,13 +49,14 @@ def _file_name(workload: str) -> str:
 def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
     """Points by family with their intervals, the front over all of them, its members named."""
     x, y = metric(front.x), metric(front.y)
+    marks = marks_of(points["family"])
     for family, rows in points.dropna(subset=[x.name, y.name]).groupby("family", sort=True):
         axes.errorbar(
             scaled(rows[x.name], x),
             scaled(rows[y.name], y),
             yerr=_error_lengths(rows, y),
-            fmt=FAMILY_MARKS[str(family)][1],
-            color=FAMILY_COLOURS[str(family)],
+            fmt=marks[str(family)].matplotlib,
+            color=marks[str(family)].colour,
             markersize=5,
             elinewidth=0.6,
             alpha=0.8,
@@ -116,6 +117,7 @@ def draw_gains(axes: Axes, points: pd.DataFrame) -> None:
     """
     widths = sorted({(row.weight_bits, row.activation_bits) for row in points.itertuples()})
     places = {pair: index for index, pair in enumerate(widths)}
+    marks = marks_of(points["family"])
     recipes = list(points["recipe"].unique())
     colours = dict(zip(recipes, RECIPE_COLOURS * len(recipes), strict=False))
     for (family, recipe), rows in points.groupby(["family", "recipe"], sort=False):
@@ -123,7 +125,7 @@ def draw_gains(axes: Axes, points: pd.DataFrame) -> None:
         axes.plot(
             [places[pair] for pair in means.index],
             100 * means,
-            marker=FAMILY_MARKS[str(family)][1],
+            marker=marks[str(family)].matplotlib,
             linestyle="-" if family == "integer" else "--",
             color=colours[str(recipe)],
             label=f"{family}, {recipe_label(str(recipe))}",

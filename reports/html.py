@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Hashable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,17 @@ from dse.pareto import Front
 from dse.sweep import Run
 from quantizers.recipes import recipe_label
 from reports.figures import member_labels, scaled, write_figures
-from reports.style import FAMILY_COLOURS, FAMILY_MARKS, FLOAT_LINE, FRONT_OF_ALL
+from reports.style import FLOAT_LINE, FRONT_OF_ALL, Mark, marks_of
 from reports.summary import best_by_bits, headlines, recipe_gains
 from reports.text import with_interval
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Columns of the table of points, in order, where the run has them.
 _TABLE_COLUMNS = (
-    "workload", "weights", "activations", "family", "accuracy", "accuracy_drop_points", "luts", "lut_cells",
-    "carries", "ffs", "accumulator_bits", "logic_delay_ns", "weight_memory_kib", "mac_weights",
-    "mac_activations", "recipe", "integer_weights",
+    "workload", "family", "weights", "activations", "variant", "accuracy", "accuracy_drop_points",
+    "luts_per_weight_bit_cycle", "weight_bits_per_cycle", "cycles_per_vector", "luts", "lut_cells", "carries",
+    "ffs", "lutrams", "brams", "dsps", "accumulator_bits", "logic_delay_ns", "weight_memory_kib",
+    "mac_weights", "mac_activations", "recipe", "integer_weights",
     "weight_scale", "weight_group", "activation_scale", "activation_granularity", "residual_format", "bias",
 )  # fmt: skip
 
@@ -54,19 +56,21 @@ def render_report(run: Run) -> str:
     )  # fmt: skip
     table = run.table()
     fronts = run.fronts()
+    marks = marks_of(table["family"]) if not table.empty else {}
     return environment.get_template("report.html.j2").render(
         study=run.study,
         study_json=json.dumps(run.study.model_dump(mode="json"), indent=2),
         run=run,
         headlines=headlines(table) if not table.empty else [],
+        has_images="accuracy" in table,
         charts=[_chart(table, fronts, front) for front in fronts if front.family == "all"],
         front_lists=fronts,
         in_float=run.layers_in_float,
         gains=recipe_gains(table) if not table.empty else [],
-        recipes={recipe_label(text): text for text in table["recipe"].unique()} if not table.empty else {},
+        recipes={recipe_label(text): text for text in table["recipe"].unique()} if "recipe" in table else {},
         best=best_by_bits(table) if not table.empty else [],
-        families=sorted(table["family"].unique()) if not table.empty else [],
-        colours=FAMILY_COLOURS,
+        families=list(marks),
+        colours={family: mark.colour for family, mark in marks.items()},
         columns=[name for name in _TABLE_COLUMNS if name in table],
         titles={
             name: f"{METRICS[name].label}; {_provenance(table, name)}" for name in METRICS if name in table
@@ -104,12 +108,13 @@ def _cell(record: Mapping[Hashable, Any], name: str) -> dict[str, Any]:
 def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, str]:
     points = table[table["workload"] == whole.workload].dropna(subset=[whole.x, whole.y])
     x, y = metric(whole.x), metric(whole.y)
+    marks = marks_of(table["family"])
     figure = go.Figure()
     for family, rows in points.groupby("family", sort=True):
-        figure.add_trace(_points(rows, str(family), x, y))
+        figure.add_trace(_points(rows, str(family), x, y, marks[str(family)]))
     for front in fronts:
         if (front.workload, front.x, front.y) == (whole.workload, whole.x, whole.y):
-            figure.add_trace(_front_line(front, x, y))
+            figure.add_trace(_front_line(front, x, y, marks.get(front.family)))
     _name_members(figure, whole)
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
@@ -139,7 +144,7 @@ def _embed(figure: go.Figure) -> str:
     return str(figure.to_json()).replace("</", "<\\/")
 
 
-def _points(rows: pd.DataFrame, family: str, x: Metric, y: Metric) -> go.Scatter:
+def _points(rows: pd.DataFrame, family: str, x: Metric, y: Metric, mark: Mark) -> go.Scatter:
     records = rows.to_dict(orient="records")
     return go.Scatter(
         x=scaled(rows[x.name], x),
@@ -148,8 +153,8 @@ def _points(rows: pd.DataFrame, family: str, x: Metric, y: Metric) -> go.Scatter
         name=family,
         meta={"family": family},
         marker={
-            "color": FAMILY_COLOURS[family],
-            "symbol": FAMILY_MARKS[family][0],
+            "color": mark.colour,
+            "symbol": mark.plotly,
             "size": 10,
             "opacity": 0.85,
         },
@@ -175,31 +180,34 @@ def _error_bars(rows: pd.DataFrame, of: Metric) -> dict[str, Any] | None:
 
 
 def _hover(record: Mapping[Hashable, Any]) -> str:
-    lines = [f"<b>weights {record['weights']}, activations {record['activations']}</b>"]
+    design = f"{escape(record['design'])}: " if "design" in record else ""
+    lines = [f"<b>{design}weights {record['weights']}, activations {record['activations']}</b>"]
     for of in METRICS.values():
         value = record.get(of.name)
         if not (value is None or pd.isna(value) or (value == 0 and of.name in _MOSTLY_ZERO)):
             lines.append(f"{of.label}: {with_interval(record, of)}  ({record[of.name + '_provenance']})")
     if not pd.isna(record.get("mac_weights")):
         lines.append(f"MAC costed: {record['mac_weights']} x {record['mac_activations']}")
-    lines.append(f"recipe: {record['recipe']}")
-    lines.append(f"scales: weights {record['weight_scale']}, activations {record['activation_scale']}")
+    if "recipe" in record:
+        lines.append(f"recipe: {record['recipe']}")
+        lines.append(f"scales: weights {record['weight_scale']}, activations {record['activation_scale']}")
+    if "parameters" in record:
+        lines.append(f"{record['block']}: {escape(record['parameters'])}")
     return "<br>".join(lines)
 
 
-def _front_line(front: Front, x: Metric, y: Metric) -> go.Scatter:
-    everything = front.family == "all"
+def _front_line(front: Front, x: Metric, y: Metric, mark: Mark | None) -> go.Scatter:
     return go.Scatter(
         x=scaled(front.rows[x.name], x),
         y=scaled(front.rows[y.name], y),
         mode="lines",
         line={
             "shape": "vh" if x.maximise else "hv",
-            "color": FRONT_OF_ALL if everything else FAMILY_COLOURS[front.family],
-            "width": 2 if everything else 1.2,
-            "dash": "solid" if everything else "dot",
+            "color": mark.colour if mark else FRONT_OF_ALL,
+            "width": 1.2 if mark else 2,
+            "dash": "dot" if mark else "solid",
         },
-        name="front of all" if everything else f"front, {front.family}",
-        meta={"family": None if everything else front.family},
+        name=f"front, {front.family}" if mark else "front of all",
+        meta={"family": front.family if mark else None},
         hoverinfo="skip",
     )

@@ -19,7 +19,7 @@ def headlines(table: pd.DataFrame, *, points: float = 1.0) -> list[str]:
     Where the cheapest integer and the cheapest minifloat differ, both are named. Accuracies come
     with their loss against float and its 95 % interval.
     """
-    if "luts" not in table:
+    if not {"luts", "accuracy"} <= set(table):
         return []
     cost = _cost(table)
     sentences = []

@@ -20,10 +20,11 @@ def with_interval(record: Mapping[Hashable, Any], of: Metric) -> str:
 
 
 def pair_label(row: Any) -> str:
-    """The formats of a row of the table of results, as :func:`dse.design.formats_label` writes them."""
+    """What a row of the table of results is of, as :attr:`dse.design.Design.label` writes it."""
     group = getattr(row, "weight_group", None)
     group = None if group is None or math.isnan(group) else int(group)
     tokens = getattr(row, "activation_granularity", "tensor") == "token"
     residuals = getattr(row, "residual_format", None)
     residuals = residuals if isinstance(residuals, str) else None
-    return formats_label(str(row.weights), str(row.activations), group, tokens, residuals)
+    formats = formats_label(str(row.weights), str(row.activations), group, tokens, residuals)
+    return " ".join(filter(None, (formats, getattr(row, "variant", ""))))

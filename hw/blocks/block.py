@@ -64,6 +64,11 @@ class Datasheet:
     streams: Mapping[str, str]
 
 
+def no_speed(component: Any, **arguments: Any) -> dict[str, float]:
+    """Of blocks that tell none."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Block:
     """A component that can be costed, simulated and emitted by name.
@@ -77,6 +82,7 @@ class Block:
             name, the arguments of the component; the outputs come from :mod:`hw.reference`.
         datasheet: called with the component and, by name, its arguments.
         parse_format: the formats that it takes, by name; raises ``UsageError`` for others.
+        speed: called with the component and, by name, its arguments: figures of its speed, by metric.
     """
 
     name: str
@@ -86,6 +92,7 @@ class Block:
     stimuli: Callable[..., Stimuli]
     datasheet: Callable[..., Datasheet]
     parse_format: Callable[[str], Format] = parse_scalar_format
+    speed: Callable[..., Mapping[str, float]] = no_speed
 
     def parameters_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters: the defaults, with *changes*.

@@ -131,6 +131,14 @@ def _datasheet(
     )
 
 
+def _speed(component: MatrixVectorUnit, *, weights: ScalarFormat, **_: Any) -> dict[str, float]:
+    folding = component.folding
+    return {
+        "cycles_per_vector": component.interval,
+        "weight_bits_per_cycle": weights.bits * folding.rows * folding.columns / component.interval,
+    }
+
+
 MVU = Block(
     "mvu",
     _unit,
@@ -152,4 +160,5 @@ MVU = Block(
     ),
     _stimuli,
     _datasheet,
+    speed=_speed,
 )

@@ -1,0 +1,11 @@
+from reports.style import marks_of
+
+
+def test_formats_keep_their_marks_and_designs_take_turns():
+    formats = marks_of(["mx", "integer"])
+    assert formats["integer"] == marks_of(["integer", "ternary"])["integer"]
+    names = [f"design {letter}" for letter in "abcdefgh"]
+    designs = marks_of(names)
+    assert list(designs) == names
+    assert len({mark.colour for mark in designs.values()}) == 8
+    assert len({mark.plotly for mark in designs.values()}) == 8
