@@ -24,6 +24,25 @@ def random_codes(
     return rng.choice(np.flatnonzero(np.isfinite(fmt.values())), count).astype(np.int64)
 
 
+LONGEST_RANDOM_DOT = 64
+"""Pairs in the longest random dot product: many short ones exercise the streams more than few long ones."""
+
+PAIRS_MEANING = "a weight code and an activation code; last marks the final pair of a dot product"
+
+
+def random_dots(
+    weights: ScalarFormat, activations: ScalarFormat, dot_length: int, rng: np.random.Generator, count: int
+) -> tuple[list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]], list[int]]:
+    """*count* dot products of random codes, of random length: their codes, and the payloads of pairs."""
+    lengths = rng.integers(1, min(dot_length, LONGEST_RANDOM_DOT) + 1, count)
+    w, a = (random_codes(fmt, int(lengths.sum()), rng) for fmt in (weights, activations))
+    ends = np.cumsum(lengths)
+    last = np.zeros(len(w), dtype=np.int64)
+    last[ends - 1] = 1
+    dots = [(w[end - n : end], a[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
+    return dots, (w | a << weights.bits | last << weights.bits + activations.bits).tolist()
+
+
 def wrapped(number: int, width: int) -> int:
     """Two's complement; wraps."""
     return number & ((1 << width) - 1)

@@ -7,16 +7,13 @@ import numpy as np
 from hw._checks import check_positive
 from hw.binned_mac import BinnedMultiplyAccumulate
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli, check_optional_positive
-from hw.blocks.codes import random_codes, sum_meaning, wrapped
+from hw.blocks.codes import PAIRS_MEANING, random_dots, sum_meaning, wrapped
 from hw.mac import MultiplyAccumulate
 from hw.reference import multiply_accumulate
 from quantizers.formats import ScalarFormat
 
 ANCHOR_DOT_LENGTH = 4608
 """Longest dot product of ResNet-18 (512 channels, 3 x 3), where arXiv 2311.12359 costs its MACs."""
-
-LONGEST_RANDOM_DOT = 64
-"""Pairs in the longest random dot product: many short ones exercise the streams more than few long ones."""
 
 
 def _mac_stimuli(
@@ -30,17 +27,9 @@ def _mac_stimuli(
     accumulator_bits: int | None,
 ) -> Stimuli:
     """Dot products of random codes, of random length."""
-    lengths = rng.integers(1, min(dot_length, LONGEST_RANDOM_DOT) + 1, count)
-    w, a = (random_codes(fmt, int(lengths.sum()), rng) for fmt in (weights, activations))
-    ends = np.cumsum(lengths)
-    last = np.zeros(len(w), dtype=np.int64)
-    last[ends - 1] = 1
-    sums = [
-        int(multiply_accumulate(w[end - n : end], a[end - n : end], weights=weights, activations=activations))
-        for n, end in zip(lengths, ends, strict=True)
-    ]
-    pairs = w | a << weights.bits | last << weights.bits + activations.bits
-    return Stimuli({"pairs": pairs.tolist()}, [wrapped(total, component.accumulator_bits) for total in sums])
+    dots, pairs = random_dots(weights, activations, dot_length, rng, count)
+    sums = [int(multiply_accumulate(w, a, weights=weights, activations=activations)) for w, a in dots]
+    return Stimuli({"pairs": pairs}, [wrapped(total, component.accumulator_bits) for total in sums])
 
 
 def _mac_datasheet(
@@ -58,7 +47,7 @@ def _mac_datasheet(
         "from the one in which the last pair is taken to the first in which its sum is offered",
         f"one pair a cycle, {gap} between dot products",
         {
-            "pairs": "a weight code and an activation code; last marks the final pair of a dot product",
+            "pairs": PAIRS_MEANING,
             "sums": sum_meaning(weights, activations),
         },
     )

@@ -1,5 +1,6 @@
 """Integer-exact models of the hardware blocks."""
 
+from hw.reference.float_mac import float_accumulate
 from hw.reference.mac import multiply_accumulate
 from hw.reference.mvu import matrix_vector
 from hw.reference.requantizer import Scaling, count_thresholds, find_scaling, requantize
@@ -11,6 +12,7 @@ __all__ = [
     "count_thresholds",
     "exact_accumulator_bits",
     "find_scaling",
+    "float_accumulate",
     "matrix_vector",
     "multiply_accumulate",
     "requantize",
