@@ -1,8 +1,9 @@
 """What Yosys' timing model of the DSP48E1 covers (``cells_sim.v`` of its ``synth_xilinx``), and what not.
 
-The model has arcs from A, B, C, D and PCIN to P and PCOUT. Those of the pre-adder, of a multiplier that
-is switched at run time, of the control and cascade pins and of some register settings are missing or
-too short, and ``sta`` then drops the path without a word.
+The model has arcs from A, B, C, D and PCIN to P and PCOUT. Those of the pre-adder before a result that is
+no register, of a multiplier that is switched at run time, of the control and cascade pins and of some
+register settings are missing or too short, and ``sta`` then drops the path without a word. Paths from
+register to register inside a slice are not in the model.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def untimed_dsp(module: Mapping[str, Any]) -> str | None:
 def _untimed_use(cell: Mapping[str, Any], driven: Container[Any], read: Container[Any]) -> str | None:
     settings = cell.get("parameters", {})
     multiplier, pre_adder = settings.get("USE_MULT", "MULTIPLY"), settings.get("USE_DPORT", "FALSE")
-    if pre_adder != "FALSE":
+    if pre_adder != "FALSE" and not _registers(cell)["PREG"]:  # with it the model has every setup time
         return f"USE_DPORT={pre_adder}"
     if multiplier not in ("MULTIPLY", "NONE"):
         return f"USE_MULT={multiplier}"

@@ -55,13 +55,17 @@ class _Session:
         self._library = self._module_names()
         self._run("design", "-save", "libs")
 
-    def map(self, rtlil: str, top: str, stages: Sequence[str], options: str) -> dict[str, Any]:
+    def map(
+        self, rtlil: str, top: str, stages: Sequence[str], options: str, is_purged: bool
+    ) -> dict[str, Any]:
         """Maps module *top* of the file *rtlil*; leaves it in ``netlist.json`` of the work folder."""
         self._run("design", "-load", "libs")
         self._run("read_rtlil", rtlil)
         self._run("hierarchy", "-check", "-top", top)
         for stage in stages:
             self._run("synth_xilinx", *options.split(), "-top", top, "-run", stage)
+            if is_purged:
+                self._run("opt_clean", "-purge")
         self._run("select", top)
         self._run("write_json", "-noscopeinfo", "-selected", str(self._work / "netlist.json"))
         self._run("select", "-clear")

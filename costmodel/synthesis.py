@@ -1,8 +1,10 @@
 """What a design costs on a 7-series part, measured by synthesis with Yosys.
 
-Two flows of ``synth_xilinx``, both without DSP slices, I/O pads and shift-register extraction, so that
-every design is counted by the same ruler: the fast one leaves the memory mapping out, the full one
-maps memories to LUT RAM and block RAM; a design whose RTLIL declares a memory takes the full one.
+Two flows of ``synth_xilinx``, both without I/O pads and shift-register extraction, so that every design
+is counted by the same ruler: the fast one leaves the memory mapping out, the full one maps memories to
+LUT RAM and block RAM; a design whose RTLIL declares a memory takes the full one. Products become DSP
+slices, all of a design, where one of its nets has the attribute ``use_dsp`` with the value ``yes``
+(Vivado's, UG901), and logic elsewhere.
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     from amaranth.hdl import Elaboratable
 
 _TOP = "top"
-_COMMON = "-nodsp -noiopad -noclkbuf -flatten -nosrl"
+_COMMON = "-noiopad -noclkbuf -flatten -nosrl"
 _MEMORY = re.compile(r"^\s*(memory|cell \$mem\w*)\s", re.MULTILINE)
+_USE_DSP = re.compile(r'^\s*attribute \\use_dsp "yes"$', re.MULTILINE)
 _VERILOG_MODULE = re.compile(r"\bmodule\s+(?:static\s+|automatic\s+)?(\w+)")
 _VERILOG_COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _RULE_SOURCES = ("packing.py", "_loops.py", "_dsp48.py", "_yosys_worker.py", "synthesis.py")
@@ -43,10 +46,14 @@ _METRICS = (
 
 @dataclass(frozen=True)
 class Flow:
-    """Options and stages of ``synth_xilinx``; the stages end before ``check``, where timing arcs go."""
+    """Options and stages of ``synth_xilinx``; the stages end before ``check``, where timing arcs go.
+
+    With ``is_purged`` the names of internal nets are dropped after every stage.
+    """
 
     options: str
     stages: tuple[str, ...]
+    is_purged: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +182,16 @@ def _synthesize_rtlil(
 
 
 def _choose_flow(rtlil: str, family: str) -> Flow:
-    if _MEMORY.search(rtlil):
-        return Flow(f"-family {family} {_COMMON}", ("prepare:check",))
-    options = f"-family {family} {_COMMON} -nobram -nolutram"
+    has_memory = _MEMORY.search(rtlil) is not None
+    if _USE_DSP.search(rtlil):
+        # ABC9 names the bits of a net that the slices took from it, and ends where a name is taken:
+        # https://github.com/YosysHQ/yosys/issues/4349
+        stages = ("prepare:map_luts",) if has_memory else ("prepare:map_memory", "map_ffram:map_luts")
+        memory = "" if has_memory else " -nobram -nolutram"
+        return Flow(f"-family {family} {_COMMON}{memory}", (*stages, "map_luts:check"), is_purged=True)
+    if has_memory:
+        return Flow(f"-family {family} -nodsp {_COMMON}", ("prepare:check",))
+    options = f"-family {family} -nodsp {_COMMON} -nobram -nolutram"
     return Flow(options, ("prepare:map_memory", "map_ffram:check"))
 
 
@@ -213,7 +227,7 @@ def _map(rtlil: str, top: str, flow: Flow) -> tuple[dict[str, Any], int | None, 
     with running_yosys() as yosys:
         source = yosys.work / "design.il"
         source.write_text(rtlil)
-        yosys.request("map", rtlil=str(source), top=top, stages=flow.stages, options=flow.options)
+        yosys.request("map", rtlil=str(source), top=top, **asdict(flow))
         netlist = json.loads((yosys.work / "netlist.json").read_text())["modules"][top]
         no_delay = _untimed(netlist)
         timing = {} if no_delay else yosys.request("time")

@@ -243,9 +243,11 @@ class DspAddend(ProductAddend):
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         weight, activation = (Signal(shape) for shape in self._shapes)
+        product = Signal((weight * activation).shape(), reset_less=True, attrs={"use_dsp": "yes"})
         m.d.comb += [
             weight.eq(self.weight),
             activation.eq(self.activation),
-            self.addend.eq(register(m, weight * activation)),
+            self.addend.eq(product),
         ]
+        m.d.sync += product.eq(weight * activation)
         return m

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli
 from hw.blocks.codes import LONGEST_RANDOM_DOT
 from hw.blocks.dot import DOT
+from hw.blocks.dsp_mac import DSP_MAC
 from hw.blocks.float_mac import FLOAT_MAC
 from hw.blocks.mac import ANCHOR_DOT_LENGTH, BINNED_MAC, MAC
 from hw.blocks.mvu import MVU
@@ -21,7 +22,7 @@ __all__ = [
     "find_block",
 ]
 
-BLOCKS: dict[str, Block] = {block.name: block for block in (MAC, BINNED_MAC, FLOAT_MAC, DOT, MVU)}
+BLOCKS: dict[str, Block] = {block.name: block for block in (MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MVU)}
 
 
 def find_block(name: str) -> Block:

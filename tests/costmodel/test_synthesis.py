@@ -69,6 +69,26 @@ class Memory(wiring.Component):
         return m
 
 
+class Square(wiring.Component):
+    """A product of which the net may carry attributes, on request beside a memory."""
+
+    def __init__(self, attributes: dict[str, str], *, has_memory: bool = False) -> None:
+        self._attributes = attributes
+        self._memory = Memory(32, 6, "comb") if has_memory else None
+        super().__init__({"a": In(signed(8)), "y": Out(signed(16)), "q": Out(6)})
+
+    def elaborate(self, platform: object) -> Module:
+        m = Module()
+        square = Signal(signed(16), attrs=self._attributes)
+        m.d.sync += square.eq(self.a * self.a)
+        m.d.comb += self.y.eq(square)
+        if self._memory is not None:
+            m.submodules.memory = self._memory
+            m.d.comb += [self._memory.address.eq(self.a), self._memory.data.eq(self.a)]
+            m.d.comb += [self._memory.enable.eq(1), self.q.eq(self._memory.q)]
+        return m
+
+
 class TiedRam(wiring.Component):
     """A RAM32M with one address for reading and writing, as the exponent-indexed accumulators use."""
 
@@ -139,6 +159,34 @@ def test_memory_takes_the_full_flow() -> None:
     assert distributed.tools["flags"] == "-family xc7 -nodsp -noiopad -noclkbuf -flatten -nosrl"
     block = synthesize(Memory(2048, 18, "sync"), name="bram")
     assert (block.brams, block.lutrams, block.ffs) == (1.0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "dsps"), [({"use_dsp": "yes"}, 1), ({"use_dsp": "no"}, 0), ({"keep": "yes"}, 0), ({}, 0)]
+)
+def test_products_become_dsp_slices_where_the_design_asks(attributes: dict[str, str], dsps: int) -> None:
+    resources = synthesize(Square(attributes), name="square")
+    assert (resources.dsps, resources.luts == 0) == (dsps, dsps == 1)
+    nodsp = "" if dsps else "-nodsp "
+    assert (
+        resources.tools["flags"] == f"-family xc7 {nodsp}-noiopad -noclkbuf -flatten -nosrl -nobram -nolutram"
+    )
+
+
+def test_dsp_slices_and_a_memory() -> None:
+    resources = synthesize(Square({"use_dsp": "yes"}, has_memory=True), name="square")
+    assert (resources.dsps, resources.luts, resources.lutrams) == (1, 4, 4)
+    assert resources.tools["flags"] == "-family xc7 -noiopad -noclkbuf -flatten -nosrl"
+
+
+def test_verilog_asks_for_dsp_slices_likewise(tmp_path: Path) -> None:
+    product = (
+        "module m(input clk, input signed [7:0] a, b, output signed [15:0] y);\n"
+        "  %s reg signed [15:0] p; always @(posedge clk) p <= a * b; assign y = p;\nendmodule"
+    )
+    for attribute, dsps in (('(* use_dsp = "yes" *)', 1), ("", 0)):
+        source = _write(tmp_path, "m.v", product % attribute)
+        assert synthesize_verilog([source], top="m").dsps == dsps
 
 
 def test_memory_primitive_stays_on_the_fast_flow() -> None:
@@ -478,6 +526,7 @@ def test_notes_say_what_the_figures_do_not(
         (WIRES, 2.823 + 1.197),  # A to P, then the carry chain
         (".AREG(1), .BREG(1), .MREG(1), .PREG(1)", 0.329 + 1.197),  # the clock to P
         (".AREG(1), .BREG(1), .MREG(0), .PREG(0)", 2.952 + 1.197),  # through the multiplier
+        (WIRES.replace(".PREG(0)", '.PREG(1), .USE_DPORT("TRUE")'), 0.329 + 1.197),  # the clock to P
     ],
 )
 def test_delay_through_a_dsp_slice_follows_its_registers(

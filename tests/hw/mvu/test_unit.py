@@ -340,6 +340,13 @@ def test_wrong_arguments(arguments, message):
     assert str(caught.value) == message
 
 
+def test_dsp_slices_replace_the_multipliers():
+    """One a lane: of 6 lanes. Measured: 347 sites; 580 with multipliers of LUTs."""
+    resources = synthesize(Problem(pair="int8 int8", shape=(4, 6, 2, 3), multipliers="dsps").unit, name="mvu")
+    assert resources.dsps == 6
+    assert resources.luts <= 400
+
+
 @pytest.mark.parametrize(
     ("memory", "brams", "lutrams", "most_luts"),
     [("lutram", 0, 108, 275), ("bram", 1, 12, 160), ("registers", 0, 12, 2350)],
