@@ -11,11 +11,22 @@ from amaranth.lib.wiring import In, Out
 from hw._checks import check_positive
 from hw._component import Component
 from hw.arith._shapes import register
-from hw.arith.addend import ScaledAddend, product_addend
+from hw.arith.addend import ProductAddend, ScaledAddend, product_addend
 from hw.arith.adder_tree import AdderTree, sum_shape
+from hw.arith.compressor import CompressorTree
 from hw.arith.decoder import check_format
 from hw.reference.widths import product_range
+from quantizers.errors import unknown_choice
 from quantizers.formats import ScalarFormat
+
+TREES = ("adders", "compressors")
+"""How the products of all lanes are added."""
+
+
+def check_tree(name: str, value: object) -> None:
+    """Raises :class:`UsageError` unless *value* is one of :data:`TREES`."""
+    if value not in TREES:
+        raise unknown_choice(name, value, TREES)
 
 
 class DotProduct(Component):
@@ -28,39 +39,51 @@ class DotProduct(Component):
         :func:`hw.reference.multiply_accumulate`.
 
     One vector a cycle; a sum is valid :attr:`latency` cycles after its vector was taken. When it is not
-    taken then, the pipeline stops. Each adder of the tree takes the carry that the product of one lane
-    leaves open; the last lane leaves none.
+    taken then, the pipeline stops.
+
+    The products are added by a tree of binary adders, each of which takes the carry that the product of one
+    lane leaves open (the last lane leaves none), or by compressors
+    (:class:`hw.arith.compressor.CompressorTree`), which take fewer LUTs and more registers.
 
     Args:
         weights: any scalar format without codes for NaN or infinity.
         activations: likewise; the two are independent.
         lanes: products of one sum.
-        levels_per_stage: adders in a row between registers; 0: none.
+        levels_per_stage: carry chains in a row between registers; 0: none.
+        tree: one of :data:`TREES`.
 
     Raises:
         UsageError: an argument is of the wrong kind or out of range.
     """
 
     def __init__(
-        self, *, weights: ScalarFormat, activations: ScalarFormat, lanes: int, levels_per_stage: int = 2
+        self,
+        *,
+        weights: ScalarFormat,
+        activations: ScalarFormat,
+        lanes: int,
+        levels_per_stage: int = 2,
+        tree: str = "adders",
     ) -> None:
         check_format("weights", weights)
         check_format("activations", activations)
         check_positive("lanes", lanes)
+        check_tree("tree", tree)
         low, high = product_range(weights, activations)
         # Not every structure has a carry; room for one costs nothing where there is none.
         bits = sum_shape(1, low=low, high=high, has_carry=True).width
-        product = product_addend(weights, activations, bits=bits)
-        self._products = [product_addend(weights, activations, bits=bits) for _ in range(lanes - 1)]
-        last = ScaledAddend(weights, activations, bits=bits)
-        self._products.append(product if len(last.carry) else last)
-        self._tree = AdderTree(
-            terms=lanes,
-            low=low,
-            high=high,
-            has_carry=len(product.carry) > 0,
-            levels_per_stage=levels_per_stage,
-        )
+        self._products = [product_addend(weights, activations, bits=bits) for _ in range(lanes)]
+        product = self._products[0]
+        sizes = {"terms": lanes, "low": low, "high": high, "levels_per_stage": levels_per_stage}
+        has_carry = len(product.carry) > 0
+        self._tree: AdderTree | CompressorTree
+        if tree == "adders":
+            last = ScaledAddend(weights, activations, bits=bits)
+            if not len(last.carry):
+                self._products[-1] = last
+            self._tree = AdderTree(has_carry=has_carry, **sizes)
+        else:
+            self._tree = CompressorTree(has_carry=has_carry, carry_is_sign=product.carry_is_sign, **sizes)
         vectors = data.StructLayout(
             {
                 "weights": data.ArrayLayout(weights.bits, lanes),
@@ -88,7 +111,14 @@ class DotProduct(Component):
 
     @property
     def _product_latency(self) -> int:
-        return max(product.latency for product in self._products)
+        return max(self._lane_latency(product) for product in self._products)
+
+    def _lane_latency(self, product: ProductAddend) -> int:
+        return product.latency + self._needs_register(product)
+
+    def _needs_register(self, product: ProductAddend) -> bool:
+        """Whether a register holds the addend: an adder takes logic into its LUTs, a compressor does not."""
+        return isinstance(self._tree, CompressorTree) and not product.is_registered
 
     def elaborate(self, platform: Any) -> Any:
         m = Module()

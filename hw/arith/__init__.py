@@ -5,6 +5,7 @@ from hw.arith.addend import ProductAddend, product_addend
 from hw.arith.adder_tree import AdderTree
 from hw.arith.aligner import Aligner
 from hw.arith.booth import BoothMultiplier
+from hw.arith.compressor import CompressorTree
 from hw.arith.decoder import Decoder
 from hw.arith.multiplier import Multiplier
 from hw.arith.product import ScaledProduct, ShiftedProduct, TabulatedProduct, scaled_product
@@ -15,6 +16,7 @@ __all__ = [
     "AdderTree",
     "Aligner",
     "BoothMultiplier",
+    "CompressorTree",
     "Decoder",
     "KulischAccumulator",
     "Multiplier",

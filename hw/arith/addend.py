@@ -18,7 +18,7 @@ from hw._component import Component
 from hw.arith._shapes import register
 from hw.arith.booth import BoothMultiplier, booth_rows
 from hw.arith.decoder import check_format, has_separate_sign
-from hw.arith.product import ScaledProduct, magnitude_bits, magnitudes, scaled_product
+from hw.arith.product import ScaledProduct, magnitude_products, magnitudes, scaled_product
 from hw.arith.table import TruthTable, table_pieces
 from quantizers.errors import UsageError, unknown_choice
 from quantizers.formats import IntegerFormat, ScalarFormat
@@ -38,10 +38,12 @@ class ProductAddend(Component):
     Attributes:
         latency: cycles from codes to addend.
         is_registered: whether ``addend`` is a register, not logic behind one.
+        carry_is_sign: whether ``carry`` is also the sign of ``addend``, which then is in one's complement.
     """
 
     latency: int
     is_registered: bool = False
+    carry_is_sign: bool = False
 
     def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int, carry: bool) -> None:
         check_positive("bits", bits)
@@ -94,7 +96,11 @@ class ScaledAddend(ProductAddend):
     def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int) -> None:
         self._product = scaled_product(weights, activations)
         self.latency = self._product.latency
-        super().__init__(weights, activations, bits=bits, carry=len(self._product.negate) > 0)
+        has_carry = len(self._product.negate) > 0
+        _, largest = magnitude_products(weights, activations)
+        is_magnitude = not self._product.term.shape().signed and bits > largest.bit_length()
+        self.carry_is_sign = has_carry and is_magnitude
+        super().__init__(weights, activations, bits=bits, carry=has_carry)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -156,25 +162,29 @@ class OpenBoothAddend(ProductAddend):
         return m
 
 
-# The products of two magnitudes of e2m1 in codes of five bits, found by a SAT solver such that every bit
-# of the product is a function of four of them: with the sign and the running sum six inputs, one LUT.
-# Five LUTs make the code from the operands, where a table of the product itself takes eight.
+# Four functions of the six bits of two magnitudes of e2m1, found by a SAT solver such that every bit of the
+# product is a function of four of these and the six: with the sign and a running sum six inputs, one LUT;
+# and such that two bits of the product each time need the same four, so that with the sign they are the two
+# outputs of one LUT where there is no running sum. A table of the product itself takes eight LUTs.
 _ENCODED_MAGNITUDES = (0, 1, 2, 3, 4, 6, 8, 12)
-_CODES = {
-    0: 0b00000, 1: 0b11001, 2: 0b11011, 3: 0b01100, 4: 0b10011, 6: 0b10100, 8: 0b01010,
-    9: 0b10010, 12: 0b00001, 16: 0b10101, 18: 0b01101, 24: 0b11110, 32: 0b01110, 36: 0b01111,
-    48: 0b01001, 64: 0b00010, 72: 0b00110, 96: 0b10110, 144: 0b11000,
-}  # fmt: skip
+_ENCODERS = (0x75EFD9B566D848FE, 0x6FC6A50E143CD0F0, 0x24F592D3C2467EFE, 0x53B445CA9A2C9A00)
+_OPERAND_BITS = 6
 _USED = (
-    (0, 1, 2, 4),
-    (0, 1, 2, 3),
-    (0, 1, 2, 3),
-    (0, 2, 3, 4),
-    (0, 1, 3, 4),
-    (1, 2, 3, 4),
-    (1, 2, 3, 4),
-    (0, 2, 3, 4),
+    (2, 6, 7, 9),
+    (3, 6, 8, 9),
+    (2, 5, 6, 7),
+    (3, 6, 8, 9),
+    (2, 6, 7, 8),
+    (2, 6, 7, 9),
+    (2, 5, 6, 7),
+    (2, 6, 7, 8),
 )
+
+
+def _code(operands: int) -> int:
+    """The bits of two magnitudes, the weight's low, and above them the encoders' functions of them."""
+    encoded = sum((table >> operands & 1) << place for place, table in enumerate(_ENCODERS))
+    return operands | encoded << _OPERAND_BITS
 
 
 class EncodedAddend(ProductAddend):
@@ -183,25 +193,22 @@ class EncodedAddend(ProductAddend):
     latency = 1
 
     def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int) -> None:
-        self._weight_bits = magnitude_bits(weights)
-        self._activation_bits = magnitude_bits(activations)
-        mask = (1 << self._weight_bits) - 1
         self._encoder = TruthTable(
-            input_bits=self._weight_bits + self._activation_bits,
-            shape=Shape(5),
-            function=lambda code: _CODES[
-                magnitudes(weights)[code & mask] * magnitudes(activations)[code >> self._weight_bits]
-            ],
+            input_bits=_OPERAND_BITS,
+            shape=Shape(len(_ENCODERS)),
+            function=lambda operands: _code(operands) >> _OPERAND_BITS,
         )
         negate = has_separate_sign(weights) or has_separate_sign(activations)
+        self.carry_is_sign = negate and bits > len(_USED)
         super().__init__(weights, activations, bits=bits, carry=negate)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
         m.submodules.encoder = encoder = self._encoder
-        operands = Cat(self.weight[: self._weight_bits], self.activation[: self._activation_bits])
-        signs = Cat(self.weight[self._weight_bits :], self.activation[self._activation_bits :])
-        code = register(m, encoder.output)
+        magnitude_width = _OPERAND_BITS // 2
+        operands = Cat(self.weight[:magnitude_width], self.activation[:magnitude_width])
+        signs = Cat(self.weight[magnitude_width:], self.activation[magnitude_width:])
+        code = register(m, Cat(operands, encoder.output))
         bits: list[Value] = [_decoded_bit(code, bit, used) for bit, used in enumerate(_USED)]
         addend: Value = Cat(*bits, C(0, max(0, len(self.addend) - len(bits))))[: len(self.addend)]
         if len(self.carry):
@@ -215,9 +222,11 @@ class EncodedAddend(ProductAddend):
 def _decoded_bit(code: Signal, bit: int, used: Sequence[int]) -> Value:
     """Bit *bit* of the product, from the places *used* of its code."""
     table = 0
-    for product, places in _CODES.items():
-        index = sum(((places >> place) & 1) << k for k, place in enumerate(used))
-        table |= ((product >> bit) & 1) << index
+    for operands in range(1 << _OPERAND_BITS):
+        activation, weight = divmod(operands, len(_ENCODED_MAGNITUDES))
+        product = _ENCODED_MAGNITUDES[weight] * _ENCODED_MAGNITUDES[activation]
+        index = sum((_code(operands) >> place & 1) << k for k, place in enumerate(used))
+        table |= (product >> bit & 1) << index
     return Const(table, 1 << len(used)).bit_select(Cat(*(code[place] for place in used)), 1)
 
 

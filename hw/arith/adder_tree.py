@@ -25,6 +25,13 @@ def sum_shape(terms: int, *, low: int, high: int, has_carry: bool) -> Shape:
     return signed(max((~smallest).bit_length(), largest.bit_length()) + 1)
 
 
+def check_range(low: int, high: int) -> None:
+    """Raises :class:`UsageError` where the smallest value of a term is above the largest."""
+    if low > high:
+        msg = f"low must not be above high, but {low} is above {high}"
+        raise UsageError(msg, given=f"{low}, {high}", expected=["low <= high"])
+
+
 class AdderTree(Component):
     """``sum + carry`` is the sum of all ``addends[i] + carries[i]``, exactly.
 
@@ -52,9 +59,7 @@ class AdderTree(Component):
     ) -> None:
         check_positive("terms", terms)
         check_natural("levels_per_stage", levels_per_stage)
-        if low > high:
-            msg = f"low must not be above high, but {low} is above {high}"
-            raise UsageError(msg, given=f"{low}, {high}", expected=["low <= high"])
+        check_range(low, high)
         self._levels_per_stage = levels_per_stage
         self._sum_shape = partial(sum_shape, low=low, high=high, has_carry=has_carry)
         super().__init__(

@@ -9,6 +9,7 @@ from hw.blocks.dsp_mac import DSP_MAC
 from hw.blocks.float_mac import FLOAT_MAC
 from hw.blocks.mac import ANCHOR_DOT_LENGTH, BINNED_MAC, MAC
 from hw.blocks.mvu import MVU
+from hw.blocks.mx_dot import MX_DOT
 from quantizers.errors import unknown_choice
 
 __all__ = [
@@ -22,7 +23,9 @@ __all__ = [
     "find_block",
 ]
 
-BLOCKS: dict[str, Block] = {block.name: block for block in (MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MVU)}
+BLOCKS: dict[str, Block] = {
+    block.name: block for block in (MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MX_DOT, MVU)
+}
 
 
 def find_block(name: str) -> Block:

@@ -7,7 +7,7 @@ import numpy as np
 from hw._checks import check_natural, check_positive
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli
 from hw.blocks.codes import packed, random_codes, sum_meaning, wrapped
-from hw.dot import DotProduct
+from hw.dot import DotProduct, check_tree
 from hw.reference import multiply_accumulate
 from quantizers.formats import ScalarFormat
 
@@ -21,6 +21,7 @@ def _dot_stimuli(
     activations: ScalarFormat,
     lanes: int,
     levels_per_stage: int,
+    tree: str,
 ) -> Stimuli:
     """Vectors of random codes."""
     w, a = (random_codes(fmt, (count, lanes), rng) for fmt in (weights, activations))
@@ -39,6 +40,7 @@ def _dot_datasheet(
     activations: ScalarFormat,
     lanes: int,
     levels_per_stage: int,
+    tree: str,
 ) -> Datasheet:
     return Datasheet(
         component.latency,
@@ -57,7 +59,8 @@ DOT = Block(
     "dot product of two vectors at once",
     (
         Parameter("lanes", 16, "products of a sum", check_positive),
-        Parameter("levels_per_stage", 2, "adders between registers; 0: none", check_natural),
+        Parameter("levels_per_stage", 2, "carry chains between registers; 0: none", check_natural),
+        Parameter("tree", "adders", "how products are added: adders or compressors", check_tree),
     ),
     _dot_stimuli,
     _dot_datasheet,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from costmodel import synthesize
-from hw.dot import DotProduct
+from hw.dot import TREES, DotProduct
 from hw.reference import multiply_accumulate
 from hw.simulation import simulate_stream
 from quantizers.errors import UsageError
@@ -33,13 +33,13 @@ def dut_of(pair, lanes, **arguments):
     return DotProduct(weights=weights, activations=activations, lanes=lanes, **arguments)
 
 
+@pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("lanes", [1, 2, 5, 16])
 @pytest.mark.parametrize("pair", PAIRS)
-def test_sums_are_exact_under_back_pressure(pair, lanes):
+def test_sums_are_exact_under_back_pressure(pair, lanes, tree):
     items, sums = vectors_of(pair, lanes, 40)
-    trace = simulate_stream(
-        dut_of(pair, lanes), items, output_count=40, seed=3, valid_probability=0.7, ready_probability=0.5
-    )
+    dut = dut_of(pair, lanes, tree=tree)
+    trace = simulate_stream(dut, items, output_count=40, seed=3, valid_probability=0.7, ready_probability=0.5)
     assert trace.outputs == sums
 
 
@@ -68,6 +68,21 @@ def test_lanes_are_positive(lanes):
     assert str(caught.value) == f"lanes must be a positive integer, not {lanes!r}"
 
 
-def test_cost():
-    """Yosys 0.70: 832 sites for 16 lanes of int8; Vivado needs 1,325 for a smaller accumulator."""
-    assert synthesize(dut_of("int8 int8", 16), name="dot").luts <= 857
+def test_tree_is_known():
+    with pytest.raises(UsageError) as caught:
+        dut_of("int8 int8", 2, tree="heap")
+    assert str(caught.value) == "unknown tree 'heap'; expected one of: adders, compressors"
+
+
+@pytest.mark.parametrize(
+    ("pair", "lanes", "tree", "sites"),
+    [
+        ("int8 int8", 16, "adders", 857),
+        ("int8 int8", 16, "compressors", 770),
+        ("e2m1 e2m1", 32, "adders", 595),
+        ("e2m1 e2m1", 32, "compressors", 520),
+    ],
+)
+def test_cost(pair, lanes, tree, sites):
+    """Yosys 0.70: 832, 747, 577 and 501 sites; Vivado needs 1,325 for int8 and a smaller accumulator."""
+    assert synthesize(dut_of(pair, lanes, tree=tree), name="dot").luts <= sites
