@@ -1,8 +1,9 @@
-"""What a design costs: parts, synthesis, LUT-site packing."""
+"""What a design costs: parts, synthesis, LUT-site packing, place and route."""
 
 from costmodel.cache import ContentCache, content_key, default_cache_root
 from costmodel.packing import Counts, PackingError, count_resources
 from costmodel.parts import PARTS, Part, find_part
+from costmodel.place_and_route import CriticalPath, Placement, PlacementError
 from costmodel.synthesis import Resources, synthesize, synthesize_verilog
 from costmodel.yosys import SynthesisError
 
@@ -10,8 +11,11 @@ __all__ = [
     "PARTS",
     "ContentCache",
     "Counts",
+    "CriticalPath",
     "PackingError",
     "Part",
+    "Placement",
+    "PlacementError",
     "Resources",
     "SynthesisError",
     "content_key",

@@ -191,13 +191,18 @@ def cost(
         Path | None, typer.Option(help="Cost this Verilog or SystemVerilog instead; more files may follow.")
     ] = None,
     top: Annotated[str | None, typer.Option(help="Top module of --verilog.")] = None,
+    place: Annotated[
+        bool, typer.Option("--place", help="Also the clock frequency after place and route on an ECP5.")
+    ] = False,
     as_json: AsJson = False,
 ) -> int:
     """Count what a datapath costs: ours for a pair of formats, or anybody's Verilog."""
     from dse import costing
 
     if verilog is not None:
-        costing.reject_with_verilog(weights=weights, activations=activations, all=every or None, set=settings)
+        costing.reject_with_verilog(
+            weights=weights, activations=activations, all=every or None, set=settings, place=place
+        )
         designs = [costing.cost_of_verilog([verilog, *(files or [])], top=top, part=part)]
     elif files or top:
         msg = "files and --top belong to --verilog, which is missing"
@@ -205,7 +210,9 @@ def cost(
     else:
         pairs = costing.chosen_pairs(block, weights, activations, bits if every else None)
         parameters = costing.block_parameters(block, settings or [])
-        designs = costing.cost_of_blocks(block, pairs, parameters, part=part, progress=console.track)
+        designs = costing.cost_of_blocks(
+            block, pairs, parameters, part=part, place=place, progress=console.track
+        )
     _tell_costs(designs, as_json)
     return 0
 

@@ -170,6 +170,11 @@ def _cell_with_interval(name: str, row: Mapping[Any, Any]) -> str:
     return f"{_cell(name, row[name])} [{factor * low:.1f}, {factor * high:.1f}]"
 
 
+def _figure_with_interval(name: str, figure: Figure) -> str:
+    low, high = figure.interval or (None, None)
+    return _cell_with_interval(name, {name: figure.value, f"{name}_low": low, f"{name}_high": high})
+
+
 def show_costs(designs: Sequence[BlockCost]) -> None:
     """One row a design; what all designs share stands below the table, once."""
     choices = [name for name in designs[0].design if designs[0].design[name] is not None]
@@ -186,7 +191,8 @@ def show_costs(designs: Sequence[BlockCost]) -> None:
         table.add_column(_heading(name), justify="right", overflow="fold")
     for design in designs:
         figures = [
-            _cell(name, design.metrics[name].value) if name in design.metrics else "" for name in shown
+            _figure_with_interval(name, design.metrics[name]) if name in design.metrics else ""
+            for name in shown
         ]
         _add(table, *(str(design.design[name]) for name in varied), *figures)
     _out.print(table)
@@ -203,7 +209,8 @@ def show_costs(designs: Sequence[BlockCost]) -> None:
 def _heading(name: str) -> str:
     """``logic_delay_ns`` as ``logic delay (ns)``; counts have no unit."""
     what, _, unit = name.rpartition("_")
-    return f"{what.replace('_', ' ')} ({unit})" if unit in ("ns", "bits") else name.replace("_", " ")
+    units = {"ns": "ns", "bits": "bits", "mhz": "MHz"}
+    return f"{what.replace('_', ' ')} ({units[unit]})" if unit in units else name.replace("_", " ")
 
 
 def _text(value: Any) -> str:

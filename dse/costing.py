@@ -9,7 +9,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from costmodel import ContentCache, Resources, SynthesisError, find_part, synthesize, synthesize_verilog
+from costmodel import (
+    ContentCache,
+    Resources,
+    SynthesisError,
+    find_part,
+    synthesize,
+    synthesize_verilog,
+)
+from costmodel.place_and_route import place_and_route, place_and_route_tools
 from dse.engine import LocalEngine
 from dse.metrics import Figure, Provenance
 from dse.ranges import bit_range
@@ -52,20 +60,44 @@ class BlockCost:
 
 
 def cost_of_block(
-    name: str, weights: str, activations: str, parameters: Mapping[str, Any], *, part: str
+    name: str,
+    weights: str,
+    activations: str,
+    parameters: Mapping[str, Any],
+    *,
+    part: str,
+    place: bool = False,
 ) -> BlockCost:
     """Build the block for a pair of formats and synthesise it (from the cache where it is known).
+
+    With *place*, ``fmax_mhz`` too, whatever the part: see :mod:`costmodel.place_and_route`.
 
     Raises:
         UsageError: an unknown block, parameter, format or part, or formats the block cannot do.
         SynthesisError: the synthesiser failed.
+        MissingExtraError, PlacementError: no place and route, or it failed.
     """
     component = build_block(name, weights, activations, parameters)
     resources = synthesize(component, name=name, part=part, cache=ContentCache(namespace="synthesis"))
     design = {"block": name, "weights": weights, "activations": activations, **parameters, "part": part}
     bits = getattr(component, "accumulator_bits", None)
     widths = {} if bits is None else {"accumulator_bits": Figure(bits, Provenance.ANALYTIC)}
-    return _cost(design, resources, widths)
+    cost = _cost(design, resources, widths)
+    return _placed(cost, component, name) if place else cost
+
+
+def _placed(cost: BlockCost, component: Any, name: str) -> BlockCost:
+    """The cost with the clock frequency that the block reaches."""
+    placement = place_and_route(component, name=name, cache=ContentCache(namespace="place_and_route"))
+    frequency = {key: Figure.from_json(value) for key, value in placement.as_metrics().items()}
+    path = placement.critical_path
+    note = (
+        f"fmax_mhz is that of a Lattice {placement.tools['placed_on']}, whatever --part says: mean of "
+        f"{len(placement.seeds_mhz)} seeds, ports in registers; the longest path leads from "
+        f"{path.start} to {path.end}"
+    )
+    tools = {**cost.tools, **placement.tools}
+    return BlockCost(cost.design, {**cost.metrics, **frequency}, tools, (*cost.notes, note))
 
 
 def speed_of_block(
@@ -110,20 +142,28 @@ def cost_of_blocks(
     *,
     part: str,
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
+    place: bool = False,
 ) -> list[BlockCost]:
     """The costs of many pairs of formats, in order; many of them on all cores.
 
     Raises:
         UsageError: a block, parameter, format or part that is none, before anything is synthesised.
-        SynthesisError: the synthesiser failed.
+        SynthesisError: the synthesiser failed; of four pairs and more, also place and route.
+        MissingExtraError: no place and route is installed, before anything is synthesised.
+        PlacementError: it failed.
     """
     find_part(part)
+    if place:
+        place_and_route_tools()
     for weights, activations in pairs:
         build_block(name, weights, activations, parameters)
     if len(pairs) < _POOL_FROM:
-        return [cost_of_block(name, w, a, parameters, part=part) for w, a in progress(pairs, len(pairs))]
+        return [
+            cost_of_block(name, w, a, parameters, part=part, place=place)
+            for w, a in progress(pairs, len(pairs))
+        ]
     costs: dict[int, BlockCost] = {}
-    function = partial(_cost_of_pair, name, dict(parameters), part)
+    function = partial(_cost_of_pair, name, dict(parameters), part, place)
     with LocalEngine() as engine:
         for outcome in progress(engine.run(function, pairs, timeout_s=_TIMEOUT_S), len(pairs)):
             if outcome.value is None:
@@ -133,8 +173,10 @@ def cost_of_blocks(
     return [costs[index] for index in range(len(pairs))]
 
 
-def _cost_of_pair(name: str, parameters: dict[str, Any], part: str, pair: tuple[str, str]) -> BlockCost:
-    return cost_of_block(name, *pair, parameters, part=part)
+def _cost_of_pair(
+    name: str, parameters: dict[str, Any], part: str, place: bool, pair: tuple[str, str]
+) -> BlockCost:
+    return cost_of_block(name, *pair, parameters, part=part, place=place)
 
 
 def cost_of_verilog(files: Sequence[Path], *, top: str | None, part: str) -> BlockCost:

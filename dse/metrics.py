@@ -40,7 +40,10 @@ class Metric:
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured or estimated value; ``interval`` is its 95 % interval where it has one."""
+    """One measured or estimated value, with its 95 % interval where it has one.
+
+    The interval of ``fmax_mhz`` is the range of the placer's seeds, of which the value is the mean.
+    """
 
     value: float
     provenance: Provenance
@@ -143,6 +146,12 @@ METRICS = {
         Metric("brams", "block RAMs", False, "Block RAMs."),
         Metric("lutrams", "LUTs used as RAM", False, "LUTs used as RAM; also counted in luts."),
         Metric("logic_delay_ns", "logic delay (ns, no routing)", False, "Longest logic path, no routing."),
+        Metric(
+            "fmax_mhz",
+            "clock frequency (MHz)",
+            True,
+            "Highest clock frequency after place and route on a Lattice ECP5, mean of several seeds.",
+        ),
         Metric("accumulator_bits", "accumulator (bits)", False, "Width of the exact accumulator."),
     )
 }

@@ -17,6 +17,7 @@ from hw._checks import check_positive
 from hw._component import Component
 from hw.arith._shapes import register
 from hw.arith.booth import BoothMultiplier, booth_rows
+from hw.arith.booth_tree import PipelinedBoothMultiplier
 from hw.arith.decoder import check_format, has_separate_sign
 from hw.arith.product import ScaledProduct, magnitude_products, magnitudes, scaled_product
 from hw.arith.table import TruthTable, table_pieces
@@ -58,12 +59,21 @@ class ProductAddend(Component):
 
 
 def product_addend(
-    weights: ScalarFormat, activations: ScalarFormat, *, bits: int, multipliers: str = "luts"
+    weights: ScalarFormat,
+    activations: ScalarFormat,
+    *,
+    bits: int,
+    multipliers: str = "luts",
+    pipelined: bool = False,
 ) -> ProductAddend:
     """The structure of the fewest LUT6 sites for a pair of formats and an adder of *bits* bits.
 
     Args:
+        weights: any scalar format without codes for NaN or infinity.
+        activations: likewise.
+        bits: width of the adder; products wrap.
         multipliers: ``luts``, or ``dsps`` for a DSP slice a product, of integers only.
+        pipelined: of products in LUTs that of the highest clock frequency: no logic is left to the adder.
 
     Raises:
         UsageError: a format is no scalar format or has codes that are not finite numbers, *bits* is not
@@ -75,11 +85,13 @@ def product_addend(
         raise unknown_choice("multipliers", multipliers, MULTIPLIERS)
     if multipliers == "dsps":
         return DspAddend(weights, activations, bits=bits)
-    if magnitudes(weights) == magnitudes(activations) == list(_ENCODED_MAGNITUDES):
-        return EncodedAddend(weights, activations, bits=bits)
     if _is_multiplied(weights, activations):
-        return OpenBoothAddend(weights, activations, bits=bits)
-    return ScaledAddend(weights, activations, bits=bits)
+        return OpenBoothAddend(weights, activations, bits=bits, pipelined=pipelined)
+    if magnitudes(weights) == magnitudes(activations) == list(_ENCODED_MAGNITUDES):
+        addend: ProductAddend = EncodedAddend(weights, activations, bits=bits)
+    else:
+        addend = ScaledAddend(weights, activations, bits=bits, pipelined=pipelined)
+    return RegisteredAddend(weights, activations, addend) if pipelined else addend
 
 
 def _is_multiplied(weights: ScalarFormat, activations: ScalarFormat) -> bool:
@@ -93,8 +105,10 @@ def _is_multiplied(weights: ScalarFormat, activations: ScalarFormat) -> bool:
 class ScaledAddend(ProductAddend):
     """From a :class:`hw.arith.product.ScaledProduct`: its sign, and what is left of its shift."""
 
-    def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int) -> None:
-        self._product = scaled_product(weights, activations)
+    def __init__(
+        self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int, pipelined: bool = False
+    ) -> None:
+        self._product = scaled_product(weights, activations, pipelined=pipelined)
         self.latency = self._product.latency
         has_carry = len(self._product.negate) > 0
         _, largest = magnitude_products(weights, activations)
@@ -141,11 +155,14 @@ class OpenBoothAddend(ProductAddend):
 
     is_registered = True
 
-    def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int) -> None:
+    def __init__(
+        self, weights: ScalarFormat, activations: ScalarFormat, *, bits: int, pipelined: bool = False
+    ) -> None:
         shapes = [Shape(fmt.bits, fmt.signed) for fmt in (weights, activations)]
         self._swapped = booth_rows(shapes[0]) < booth_rows(shapes[1])
         multiplicand, multiplier = reversed(shapes) if self._swapped else shapes
-        self._multiplier = BoothMultiplier(multiplicand=multiplicand, multiplier=multiplier, is_open=True)
+        structure = PipelinedBoothMultiplier if pipelined else BoothMultiplier
+        self._multiplier = structure(multiplicand=multiplicand, multiplier=multiplier, is_open=True)
         self.latency = self._multiplier.latency + 1
         super().__init__(weights, activations, bits=bits, carry=True)
 
@@ -158,6 +175,29 @@ class OpenBoothAddend(ProductAddend):
             multiplier.multiplier.eq(codes[1]),
             self.addend.eq(register(m, multiplier.product)),
             self.carry.eq(register(m, multiplier.missing)),
+        ]
+        return m
+
+
+class RegisteredAddend(ProductAddend):
+    """Another addend behind a register, so that the adder has nothing to wait for."""
+
+    is_registered = True
+
+    def __init__(self, weights: ScalarFormat, activations: ScalarFormat, addend: ProductAddend) -> None:
+        self._addend = addend
+        self.latency = addend.latency + 1
+        bits, carry = len(addend.addend), len(addend.carry) > 0
+        super().__init__(weights, activations, bits=bits, carry=carry)
+
+    def elaborate(self, platform: Any) -> Module:
+        m = Module()
+        m.submodules.addend = addend = self._addend
+        m.d.comb += [
+            addend.weight.eq(self.weight),
+            addend.activation.eq(self.activation),
+            self.addend.eq(register(m, addend.addend)),
+            self.carry.eq(register(m, addend.carry)),
         ]
         return m
 

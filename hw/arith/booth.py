@@ -51,18 +51,16 @@ class BoothMultiplier(Component):
 
     def __init__(self, *, multiplicand: Shape, multiplier: Shape, is_open: bool = False) -> None:
         check_shape("multiplicand", multiplicand)
-        check_shape("multiplier", multiplier)
-        if multiplier.width < 2:
-            msg = f"a Booth multiplier needs a multiplier of at least 2 bits, not {multiplier!r}"
-            raise UsageError(msg, given=repr(multiplier), expected=["signed(2)", "unsigned(2)"])
+        check_multiplier(multiplier)
         self._multiplicand = multiplicand
         self._multiplier = multiplier
         self._is_open = is_open
+        exact = product_shape(multiplicand, multiplier)
         super().__init__(
             {
                 "multiplicand": In(multiplicand),
                 "multiplier": In(multiplier),
-                "product": Out(_extended(product_shape(multiplicand, multiplier), is_open)),
+                "product": Out(open_product_shape(exact) if is_open else exact),
                 "missing": Out(int(is_open)),
             }
         )
@@ -119,10 +117,18 @@ class BoothMultiplier(Component):
         return Shape(max(Shape.cast(range(low, high + 1)).width, 3), low < 0)
 
 
-def _extended(product: Shape, is_open: bool) -> Shape:
+def check_multiplier(multiplier: Shape) -> None:
+    """Raises :class:`UsageError` unless *multiplier* is a shape that has a whole digit."""
+    check_shape("multiplier", multiplier)
+    if multiplier.width < 2:
+        msg = f"a Booth multiplier needs a multiplier of at least 2 bits, not {multiplier!r}"
+        raise UsageError(msg, given=repr(multiplier), expected=["signed(2)", "unsigned(2)"])
+
+
+def open_product_shape(product: Shape) -> Shape:
     """The shape of a product that may be one short."""
     low, high = shape_range(product)
-    return Shape.cast(range(min(low, -1), high + 1)) if is_open else product
+    return Shape.cast(range(min(low, -1), high + 1))
 
 
 def select_multiple(m: Module, multiplicand: Value, triple: Value) -> Value:

@@ -10,9 +10,10 @@ from amaranth.lib.wiring import In, Out
 from hw._component import Component
 from hw.arith._shapes import check_shape, product_shape
 from hw.arith.booth import BoothMultiplier, booth_rows
+from hw.arith.booth_tree import PipelinedBoothMultiplier
 from hw.arith.table import TableMultiplier, table_pieces
 
-_Structure: TypeAlias = TableMultiplier | BoothMultiplier
+_Structure: TypeAlias = TableMultiplier | BoothMultiplier | PipelinedBoothMultiplier
 
 
 class Multiplier(Component):
@@ -25,17 +26,22 @@ class Multiplier(Component):
     Ports: ``a``, ``b`` in; ``product`` out, of the narrowest shape for all products.
     Latency :attr:`latency` cycles; one product a cycle.
 
+    Args:
+        a: shape of an operand.
+        b: shape of the other one.
+        pipelined: registers for the highest clock frequency rather than the fewest cycles.
+
     Raises:
         UsageError: an argument is not a shape of at least one bit.
     """
 
-    def __init__(self, *, a: Shape, b: Shape) -> None:
+    def __init__(self, *, a: Shape, b: Shape, pipelined: bool = False) -> None:
         check_shape("a", a)
         check_shape("b", b)
         super().__init__({"a": In(a), "b": In(b), "product": Out(product_shape(a, b))})
         one_bit = Shape(1)
         self._gated = a if b == one_bit else b if a == one_bit else None
-        self._structure = None if self._gated else _narrowest(a, b)
+        self._structure = None if self._gated else _narrowest(a, b, pipelined)
 
     @property
     def latency(self) -> int:
@@ -60,14 +66,15 @@ class Multiplier(Component):
         return m
 
 
-def _narrowest(a: Shape, b: Shape) -> _Structure:
+def _narrowest(a: Shape, b: Shape, pipelined: bool) -> _Structure:
     """Fewest tables, if few tables do; else fewest rows."""
     orders = ((a, b), (b, a))
     tables = [(pieces, order) for order in orders if (pieces := table_pieces(*order)) is not None]
     if tables:
         pieces, (whole, cut) = min(tables, key=lambda choice: choice[0])
         if pieces <= TableMultiplier.MAX_PIECES:
-            return TableMultiplier(multiplicand=whole, multiplier=cut)
+            return TableMultiplier(multiplicand=whole, multiplier=cut, pipelined=pipelined)
     cuttable = [order for order in orders if order[1].width > 1]
     whole, cut = min(cuttable, key=lambda order: booth_rows(order[1]))
-    return BoothMultiplier(multiplicand=whole, multiplier=cut)
+    structure = PipelinedBoothMultiplier if pipelined else BoothMultiplier
+    return structure(multiplicand=whole, multiplier=cut)

@@ -54,7 +54,9 @@ class ScaledProduct(Component):
         )
 
 
-def scaled_product(weights: ScalarFormat, activations: ScalarFormat) -> ScaledProduct:
+def scaled_product(
+    weights: ScalarFormat, activations: ScalarFormat, *, pipelined: bool = False
+) -> ScaledProduct:
     """The cheaper of the two structures for a pair of formats.
 
     Raises:
@@ -65,7 +67,7 @@ def scaled_product(weights: ScalarFormat, activations: ScalarFormat) -> ScaledPr
     table_bits = magnitude_bits(weights) + magnitude_bits(activations)
     if table_bits <= LUT_INPUTS and magnitude_products(weights, activations)[1] < 1 << MAX_TABULATED_BITS:
         return TabulatedProduct(weights, activations)
-    return ShiftedProduct(weights, activations)
+    return ShiftedProduct(weights, activations, pipelined=pipelined)
 
 
 def magnitude_bits(fmt: ScalarFormat) -> int:
@@ -123,26 +125,32 @@ class ShiftedProduct(ScaledProduct):
     """Decoders, multiplier and sum of the exponents; register; small shifts; register.
 
     As many large shifts as the LUT of an accumulator's carry position can still take are left over
-    in ``select``; without small shifts the second register is left out too.
+    in ``select``; without small shifts the second register is left out too. *pipelined*: also a register
+    after the decoders, and those of pipelined multiplier and aligner.
     """
 
-    def __init__(self, weights: ScalarFormat, activations: ScalarFormat) -> None:
+    def __init__(self, weights: ScalarFormat, activations: ScalarFormat, *, pipelined: bool = False) -> None:
         self._weight = Decoder(weights)
         self._activation = Decoder(activations)
         self._multiplier = Multiplier(
-            a=self._weight.significand.shape(), b=self._activation.significand.shape()
+            a=self._weight.significand.shape(), b=self._activation.significand.shape(), pipelined=pipelined
         )
         product = self._multiplier.product.shape()
         multi_binade = [d for d in (self._weight, self._activation) if len(d.exponent)]
-        self._exponents = [d.exponent for d in multi_binade]
+        self._multi_binade = multi_binade
+        self._decoded = pipelined
         self._shift_bits = sum(d.max_exponent for d in multi_binade).bit_length()
         negate = has_separate_sign(weights) or has_separate_sign(activations)
         select_bits = _foldable_bits(product, self._shift_bits, negate)
-        self._aligner = Aligner(product=product, shift_bits=self._shift_bits - select_bits)
+        self._aligner = Aligner(
+            product=product, shift_bits=self._shift_bits - select_bits, pipelined=pipelined
+        )
         self.stride_bits = len(self._aligner.shift)
         # Exponents count from 1.
         self.discarded_bits = len(multi_binade)
-        self.latency = self._multiplier.latency + (2 if self.stride_bits else 1)
+        self.latency = self._decoded + self._multiplier.latency + 1
+        if self.stride_bits:
+            self.latency += self._aligner.latency + 1
         super().__init__(
             weights,
             activations,
@@ -157,8 +165,13 @@ class ShiftedProduct(ScaledProduct):
         m.submodules.activation_decoder = activation = self._activation
         m.submodules.multiplier = multiplier = self._multiplier
         m.submodules.aligner = aligner = self._aligner
-        shift = self._exponent_sum(m)
+        operands: list[Value] = [weight.significand, activation.significand]
+        exponents: list[Value] = [decoder.exponent for decoder in self._multi_binade]
         negate: Value = weight.sign ^ activation.sign
+        if self._decoded:
+            operands, exponents = ([register(m, v) for v in values] for values in (operands, exponents))
+            negate = register(m, negate)
+        shift = self._exponent_sum(m, exponents)
         for _ in range(multiplier.latency + 1):
             shift, negate = register(m, shift), register(m, negate)
         term: Value = aligner.aligned
@@ -166,19 +179,21 @@ class ShiftedProduct(ScaledProduct):
         m.d.comb += [
             weight.code.eq(self.weight),
             activation.code.eq(self.activation),
-            multiplier.a.eq(weight.significand),
-            multiplier.b.eq(activation.significand),
+            multiplier.a.eq(operands[0]),
+            multiplier.b.eq(operands[1]),
             aligner.product.eq(register(m, multiplier.product)),
             aligner.shift.eq(shift[: self.stride_bits]),
         ]
+        for _ in range(aligner.latency):
+            select, negate = register(m, select), register(m, negate)
         if self.stride_bits:
             term, select, negate = (register(m, value) for value in (term, select, negate))
         m.d.comb += [self.term.eq(term), self.select.eq(select), self.negate.eq(negate)]
         return m
 
-    def _exponent_sum(self, m: Module) -> Value:
+    def _exponent_sum(self, m: Module, exponents: list[Value]) -> Value:
         """The shift; two short exponents are added by a truth table, cheaper than a carry chain."""
-        match self._exponents:
+        match exponents:
             case []:
                 return C(0, 0)
             case [exponent]:
@@ -192,7 +207,7 @@ class ShiftedProduct(ScaledProduct):
                 )
                 m.d.comb += table.input.eq(Cat(first, second))
                 return table.output[: self._shift_bits]
-            case exponents:
+            case _:
                 return (exponents[0] + exponents[1])[: self._shift_bits]
 
 

@@ -9,7 +9,7 @@ from amaranth.hdl import Cat, Const, Module, Shape, Value
 from amaranth.lib.wiring import In, Out
 
 from hw._component import Component
-from hw.arith._shapes import check_shape, product_shape, shape_range
+from hw.arith._shapes import check_shape, product_shape, register, shape_range
 from quantizers.errors import UsageError
 
 LUT_INPUTS = 6
@@ -56,15 +56,17 @@ def table_pieces(multiplicand: Shape, multiplier: Shape) -> int | None:
 
 
 class TableMultiplier(Component):
-    """``product = multiplicand * multiplier`` from truth tables of at most six inputs. Combinational.
+    """``product = multiplicand * multiplier`` from truth tables of at most six inputs.
 
     The multiplier is cut into pieces so that the multiplicand and one piece are the input of a
     table; the products of two pieces are added on one carry chain. One piece suffices for operands
     of together six bits; 4 x 4 bits take two (12 LUT6 sites, against 16 for Booth rows).
+    Latency :attr:`latency` cycles.
 
     Args:
         multiplicand: shape of the operand that goes to every table.
         multiplier: shape of the operand that is cut.
+        pipelined: a register between two tables and the carry chain.
 
     Raises:
         UsageError: the pair needs more than two tables.
@@ -72,7 +74,7 @@ class TableMultiplier(Component):
 
     MAX_PIECES = 2
 
-    def __init__(self, *, multiplicand: Shape, multiplier: Shape) -> None:
+    def __init__(self, *, multiplicand: Shape, multiplier: Shape, pipelined: bool = False) -> None:
         check_shape("multiplicand", multiplicand)
         check_shape("multiplier", multiplier)
         pieces = table_pieces(multiplicand, multiplier)
@@ -82,6 +84,7 @@ class TableMultiplier(Component):
         self._multiplicand = multiplicand
         self._multiplier = multiplier
         self._cut = -(-multiplier.width // pieces)
+        self._latency = int(pipelined and pieces > 1)
         super().__init__(
             {
                 "multiplicand": In(multiplicand),
@@ -92,8 +95,8 @@ class TableMultiplier(Component):
 
     @property
     def latency(self) -> int:
-        """Cycles from operands to product: none."""
-        return 0
+        """Cycles from operands to product."""
+        return self._latency
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -106,6 +109,8 @@ class TableMultiplier(Component):
         high = self._partial_product(
             m, "high_table", upper_piece.as_signed() if self._multiplier.signed else upper_piece
         )
+        if self._latency:
+            low, high = register(m, low), register(m, high)
         m.d.comb += self.product.eq(Cat(low[:cut], high + (low >> cut)))
         return m
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hw._checks import check_positive
+from hw._checks import check_positive, check_switch
 from hw.binned_mac import BinnedMultiplyAccumulate
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli, check_optional_positive
 from hw.blocks.codes import PAIRS_MEANING, random_dots, sum_meaning, wrapped
@@ -25,6 +25,7 @@ def _mac_stimuli(
     activations: ScalarFormat,
     dot_length: int,
     accumulator_bits: int | None,
+    pipelined: bool,
 ) -> Stimuli:
     """Dot products of random codes, of random length."""
     dots, pairs = random_dots(weights, activations, dot_length, rng, count)
@@ -39,6 +40,7 @@ def _mac_datasheet(
     activations: ScalarFormat,
     dot_length: int,
     accumulator_bits: int | None,
+    pipelined: bool,
 ) -> Datasheet:
     pause = getattr(component, "pause", 0)
     gap = f"with a pause of {pause} cycles" if pause else "without a gap"
@@ -59,6 +61,7 @@ ACCUMULATOR_BITS = Parameter(
 _PARAMETERS = (
     Parameter("dot_length", ANCHOR_DOT_LENGTH, "pairs in the longest dot", check_positive),
     ACCUMULATOR_BITS,
+    Parameter("pipelined", False, "more registers, for a higher clock frequency", check_switch),
 )
 
 MAC = Block(

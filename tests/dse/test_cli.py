@@ -63,6 +63,34 @@ def test_cost_of_one_pair_as_json(dse):
     assert design["tools"]["yosys"]
 
 
+def test_clock_frequency(dse, monkeypatch):
+    monkeypatch.setattr("costmodel.place_and_route.SEEDS", (1, 2))
+    code, out, _ = dse("cost", *MAC, "--place", "--json")
+    assert code == 0
+    (design,) = json.loads(out)["designs"]
+    frequency = design["metrics"]["fmax_mhz"]
+    low, high = frequency["interval"]
+    assert frequency == {"value": (low + high) / 2, "provenance": "measured", "interval": [low, high]}
+    assert 150 < low < high < 400
+    assert design["tools"]["placed_on"] == "LFE5U-25F-6"
+    assert design["tools"]["part"] == "xc7"
+    assert design["notes"][0].startswith(
+        "fmax_mhz is that of a Lattice LFE5U-25F-6, whatever --part says: mean of 2 seeds, ports in registers; "
+        "the longest path leads from "
+    )
+    code, out, _ = dse("cost", *MAC, "--place")
+    assert code == 0
+    assert all(text in out for text in (f"[{low:.1f},", f"{high:.1f}]", "(MHz)"))
+
+
+def test_place_and_route_is_for_our_blocks(dse):
+    code, _, err = dse("cost", "--verilog", "x.v", "--top", "t", "--place")
+    assert (code, err) == (
+        2,
+        "error: --place choose one of our blocks; with --verilog only --top and --part apply\n",
+    )
+
+
 def test_all_formats_of_a_width_in_one_call(dse):
     code, out, _ = dse("cost", "--all", "--bits", "4", "--set", "dot_length=16", "--json")
     assert code == 0
@@ -118,6 +146,7 @@ def test_emit(dse, tmp_path):
             "activations": "int3",
             "dot_length": 16,
             "accumulator_bits": None,
+            "pipelined": False,
         },
         "files": [str(tmp_path / name) for name in names],
     }
@@ -132,7 +161,7 @@ def test_simulate(dse):
     code, out, err = dse("hw", "simulate", "mac", *MAC, "--count", 20, "--seed", 3)
     assert (code, err) == (0, "")
     assert out.startswith(
-        "mac, weights int3, activations int3, dot_length 16, simulator verilator\n"
+        "mac, weights int3, activations int3, dot_length 16, pipelined false, simulator verilator\n"
         f"20 outputs checked, 0 mismatches, {result['cycles']} cycles, "
     )
     assert out.endswith(" cycles/s\n")
@@ -177,7 +206,7 @@ def test_synthesize_is_cost(dse):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["emit", "mca", "--weights", "int8"], "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu"),
+        (["emit", "mca", "--weights", "int8"], "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu"),
         (["simulate", "mac", "--weights", "int8", "--set", "lanes=3"], "unknown parameter of block 'mac' 'lanes'"),
         (["simulate", "mac", "--weights", "e4m3fn"], "weights has codes for NaN or infinity, "),
         (["synthesize", "mac", "--weights", "int8", "--part", "xc7z02"], "unknown part 'xc7z02' "),
@@ -215,8 +244,8 @@ def test_tables_name_units_and_tools(dse):
     code, out, _ = dse("cost", "--weights", "int3", "--set", "dot_length=16")
     assert code == 0
     assert (
-        "block mac, weights int3, activations int3, dot_length 16, part xc7z020; no dsps, brams, lutrams"
-        in out
+        "block mac, weights int3, activations int3, dot_length 16, pipelined false, part xc7z020; "
+        "no dsps, brams, lutrams" in out
     )
     assert "luts: LUT6 sites after pairing; logic delay without routing; yosys" in out
 
@@ -233,7 +262,7 @@ def test_tables_name_units_and_tools(dse):
         (["cost", "--weights", "int8", "--set", "dot_length=-1"], "dot_length must be a positive integer, not -1"),
         (["cost", "--weights", "int8", "--set", "dotlength=4"],
          "unknown parameter of block 'mac' 'dotlength' (did you mean 'dot_length'?); "
-         "expected one of: dot_length, accumulator_bits"),
+         "expected one of: dot_length, accumulator_bits, pipelined"),
         (["cost", "x.v", "--top", "t"], "files and --top belong to --verilog, which is missing"),
         (["cost", "--verilog", "x.v"], "--verilog needs --top NAME: which module is to be costed"),
         (["cost", "--verilog", "x.v", "--top", "t", "--weights", "int8"],

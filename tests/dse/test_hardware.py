@@ -60,13 +60,18 @@ def test_a_choice_is_complete_and_canonical() -> None:
         "activations": "e2m1",
         "dot_length": 4608,
         "accumulator_bits": None,
+        "pipelined": False,
     }
-    assert chosen.describe() == "weights e2m1, activations e2m1, dot_length 4608"
+    assert chosen.describe() == "weights e2m1, activations e2m1, dot_length 4608, pipelined false"
     wrapping = mac("int8", "int4", "dot_length=8", "accumulator_bits=6")
-    assert wrapping.describe() == "weights int8, activations int4, dot_length 8, accumulator_bits 6"
+    assert wrapping.describe() == (
+        "weights int8, activations int4, dot_length 8, accumulator_bits 6, pipelined false"
+    )
     unit = choose_block("mvu", "int4", None, ["has_bias=true"])
     assert "overflow error, has_bias true, multiplier_bits 16" in unit.describe()
     assert wrapping.build().accumulator_bits == 6
+    pipelined = mac("int8", "int4", "dot_length=8", "pipelined=true")
+    assert pipelined.describe() == "weights int8, activations int4, dot_length 8, pipelined true"
 
 
 @pytest.mark.parametrize(
@@ -113,6 +118,11 @@ def test_the_list_has_every_block_and_its_defaults() -> None:
                 "default": None,
                 "meaning": "accumulator width; the exact one where not set",
             },
+            {
+                "name": "pipelined",
+                "default": False,
+                "meaning": "more registers, for a higher clock frequency",
+            },
         ],
     }
 
@@ -127,7 +137,7 @@ def test_emitted_files(tmp_path: Path) -> None:
         made_by(),
         "//",
         "// mac: multiply-accumulate unit with an exact fixed-point accumulator",
-        "// Parameters: weights int3, activations uint3, dot_length 8",
+        "// Parameters: weights int3, activations uint3, dot_length 8, pipelined false",
         f"// Latency: {latency} cycles, from the one in which the last pair is taken to the first in which "
         "its sum is offered",
         "// Throughput: one pair a cycle, without a gap between dot products",

@@ -10,9 +10,10 @@ from quantizers.formats import parse_scalar_format
 
 def test_defaults_and_changes():
     mac = find_block("mac")
-    assert mac.parameters_with({}) == {"dot_length": 4608, "accumulator_bits": None}
-    assert mac.parameters_with({"dot_length": 64}) == {"dot_length": 64, "accumulator_bits": None}
-    assert mac.parameters_with({"accumulator_bits": 20}) == {"dot_length": 4608, "accumulator_bits": 20}
+    defaults = {"dot_length": 4608, "accumulator_bits": None, "pipelined": False}
+    assert mac.parameters_with({}) == defaults
+    for change in ({"dot_length": 64}, {"accumulator_bits": 20}, {"pipelined": True}):
+        assert mac.parameters_with(change) == {**defaults, **change}
 
 
 def test_build():
@@ -28,7 +29,7 @@ def test_build():
         (
             {"dot_lenght": 3},
             "unknown parameter of block 'mac' 'dot_lenght' (did you mean 'dot_length'?); "
-            "expected one of: dot_length, accumulator_bits",
+            "expected one of: dot_length, accumulator_bits, pipelined",
         ),
         ({"dot_length": -1}, "dot_length must be a positive integer, not -1"),
         ({"dot_length": "many"}, "dot_length must be a positive integer, not 'many'"),

@@ -5,6 +5,7 @@ from amaranth.hdl import Shape, signed, unsigned
 from amaranth.sim import Simulator
 
 from hw.arith import BoothMultiplier, Multiplier, TableMultiplier, TruthTable
+from hw.arith.booth_tree import PipelinedBoothMultiplier
 from quantizers.errors import UsageError
 
 SMALL = [signed(2), signed(3), signed(5), unsigned(1), unsigned(2), unsigned(4), unsigned(5)]
@@ -61,29 +62,77 @@ def products(dut, first, second, pairs):
     return results[dut.latency :]
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize("a", SMALL, ids=repr)
 @pytest.mark.parametrize("b", SMALL, ids=repr)
-def test_small_products_are_exact(a, b):
-    dut = Multiplier(a=a, b=b)
+def test_small_products_are_exact(a, b, pipelined):
+    dut = Multiplier(a=a, b=b, pipelined=pipelined)
     pairs = pairs_of(a, b)
     assert products(dut, dut.a, dut.b, pairs) == [x * y for x, y in pairs]
 
 
+@pytest.mark.parametrize("pipelined", [False, True])
 @pytest.mark.parametrize(("a", "b"), WIDE_PAIRS, ids=repr)
-def test_wide_products_are_exact(a, b):
-    dut = Multiplier(a=a, b=b)
+def test_wide_products_are_exact(a, b, pipelined):
+    dut = Multiplier(a=a, b=b, pipelined=pipelined)
     pairs = pairs_of(a, b)
     assert products(dut, dut.a, dut.b, pairs) == [x * y for x, y in pairs]
 
 
+@pytest.mark.parametrize("structure", [BoothMultiplier, PipelinedBoothMultiplier])
 @pytest.mark.parametrize("multiplicand", [signed(1), signed(4), unsigned(2), unsigned(5)], ids=repr)
 @pytest.mark.parametrize(
     "multiplier", [signed(2), signed(5), unsigned(2), unsigned(4), unsigned(5)], ids=repr
 )
-def test_booth_rows_are_exact_in_either_role(multiplicand, multiplier):
-    dut = BoothMultiplier(multiplicand=multiplicand, multiplier=multiplier)
+def test_booth_rows_are_exact_in_either_role(multiplicand, multiplier, structure):
+    dut = structure(multiplicand=multiplicand, multiplier=multiplier)
     pairs = pairs_of(multiplicand, multiplier)
     assert products(dut, dut.multiplicand, dut.multiplier, pairs) == [x * y for x, y in pairs]
+
+
+@pytest.mark.parametrize(("multiplicand", "multiplier"), [(signed(8), signed(8)), (unsigned(3), unsigned(6))])
+def test_open_products_miss_what_they_say(multiplicand, multiplier):
+    dut = PipelinedBoothMultiplier(multiplicand=multiplicand, multiplier=multiplier, is_open=True)
+    pairs = pairs_of(multiplicand, multiplier)
+    seen = []
+
+    async def testbench(ctx):
+        for x, y in [*pairs, *([(0, 0)] * dut.latency)]:
+            ctx.set(dut.multiplicand, x)
+            ctx.set(dut.multiplier, y)
+            seen.append(ctx.get(dut.product) + ctx.get(dut.missing))
+            await ctx.tick()
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(testbench)
+    simulator.run()
+    assert seen[dut.latency :] == [x * y for x, y in pairs]
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_open", "latency"),
+    [
+        (signed(2), True, 0),
+        (signed(2), False, 1),
+        (signed(4), True, 1),
+        (signed(8), True, 2),
+        (signed(8), False, 3),
+        (unsigned(8), True, 3),
+        (signed(16), True, 3),
+    ],
+    ids=repr,
+)
+def test_pipelined_booth_rows_are_added_in_pairs(shape, is_open, latency):
+    assert (
+        PipelinedBoothMultiplier(multiplicand=signed(4), multiplier=shape, is_open=is_open).latency == latency
+    )
+
+
+def test_pipelined_booth_needs_a_digit():
+    with pytest.raises(UsageError) as caught:
+        PipelinedBoothMultiplier(multiplicand=signed(4), multiplier=unsigned(1))
+    assert str(caught.value) == "a Booth multiplier needs a multiplier of at least 2 bits, not unsigned(1)"
 
 
 @pytest.mark.parametrize(
