@@ -18,13 +18,19 @@ from typing import Any
 from amaranth.hdl import signed
 from amaranth.lib import wiring
 
-from costmodel.synthesis import Resources, synthesize
+from costmodel.synthesis import synthesize
+from costmodel.yosys import yosys_version
 from hw.arith import Multiplier
+from hw.arith.addend import MULTIPLIERS
 from hw.binned_mac import BinnedMultiplyAccumulate
 from hw.dot import DotProduct
+from hw.dsp_mac import PackedMultiplyAccumulate
+from hw.float_mac import FloatMultiplyAccumulate
 from hw.mac import MultiplyAccumulate
+from hw.mvu import MatrixVectorUnit
+from hw.mx_dot import MxDotProduct
 from quantizers.errors import UsageError
-from quantizers.formats import parse_scalar_format, signed_formats
+from quantizers.formats import BlockFormat, parse_format, parse_scalar_format, signed_formats
 
 PATH = Path(__file__).with_name("resources.json")
 DOT_LENGTHS = (32, 512, 4608)
@@ -35,7 +41,7 @@ _MIXED = (
     ("e2m1", "e4m3"), ("e3m2", "e4m3"), ("int8", "e4m3"), ("e4m3", "e5m2"), ("e4m3", "ue4m4"),
 )  # fmt: skip
 _DOTS = (("int8", 16), ("int4", 16), ("e2m1", 32), ("e4m3", 8))
-_FIGURES = ("luts", "lut_cells", "carry_positions", "ffs", "lutrams", "logic_delay_ns")
+_FIGURES = ("luts", "lut_cells", "carry_positions", "ffs", "lutrams", "dsps", "logic_delay_ns")
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,25 @@ def _designs() -> Iterator[RecordedDesign]:
         shape = signed(bits)
         yield RecordedDesign(f"multiplier int{bits} int{bits}", partial(Multiplier, a=shape, b=shape))
     for name, lanes in _DOTS:
-        fmt = parse_scalar_format(name)
-        arguments: dict[str, Any] = {"weights": fmt, "activations": fmt, "lanes": lanes}
+        arguments: dict[str, Any] = {**_same(name), "lanes": lanes}
         yield RecordedDesign(f"dot {name} {name} lanes={lanes}", partial(DotProduct, **arguments))
+        build = partial(DotProduct, **arguments, tree="compressors")
+        yield RecordedDesign(f"dot {name} {name} lanes={lanes} compressors", build)
+    for name in ("mxfp4", "mxint8", "mxfp6_e2m3"):
+        mx = parse_format(name)
+        assert isinstance(mx, BlockFormat)
+        yield RecordedDesign(f"mx_dot {name} {name}", partial(MxDotProduct, weights=mx, activations=mx))
+    for name in ("int8", "int4"):
+        arguments = _same(name)
+        build = partial(PackedMultiplyAccumulate, **arguments, dot_length=4608)
+        yield RecordedDesign(f"dsp_mac {name} {name} n=4608", build)
+        for multipliers in MULTIPLIERS:
+            folding = partial(MatrixVectorUnit, rows=64, columns=64, pe=4, simd=8)
+            build = partial(folding, **arguments, multipliers=multipliers)
+            yield RecordedDesign(f"mvu {name} {name} 64x64 pe=4 simd=8 {multipliers}", build)
+    for name in ("e2m1", "e4m3", "e5m2"):
+        build = partial(FloatMultiplyAccumulate, **_same(name), dot_length=4608, guard_bits=8)
+        yield RecordedDesign(f"float_mac {name} {name} n=4608 guard=8", build)
     same = [(fmt.name, fmt.name) for bits in _BITS for fmt in signed_formats(bits)]
     for weights, activations in (*same, *_MIXED):
         for dot_length in DOT_LENGTHS:
@@ -77,6 +99,9 @@ def _designs() -> Iterator[RecordedDesign]:
             }
             name = f"{weights} {activations} n={dot_length}"
             yield RecordedDesign(f"mac exact {name}", partial(MultiplyAccumulate, **arguments), 1.0)
+            if dot_length == DOT_LENGTHS[-1] and weights == activations:
+                build = partial(MultiplyAccumulate, **arguments, pipelined=True)
+                yield RecordedDesign(f"pipelined_mac exact {name}", build)
             try:
                 pause = BinnedMultiplyAccumulate(**arguments).pause
             except UsageError:  # formats without exponents
@@ -85,19 +110,32 @@ def _designs() -> Iterator[RecordedDesign]:
             yield RecordedDesign(f"mac bins {name}", partial(BinnedMultiplyAccumulate, **arguments), cycles)
 
 
+def _same(name: str) -> dict[str, Any]:
+    fmt = parse_scalar_format(name)
+    return {"weights": fmt, "activations": fmt}
+
+
 def figures_of(design: RecordedDesign) -> dict[str, float]:
     """The resources of a design, synthesised now; what could not be had is absent."""
+    return _figures_and_flags(design)[0]
+
+
+def _figures_and_flags(design: RecordedDesign) -> tuple[dict[str, float], str]:
     resources = synthesize(design.build(), name=design.name, part=PART)
     values = {name: getattr(resources, name) for name in _FIGURES}
     if design.cycles_per_product is not None:
         values["cycles_per_product"] = design.cycles_per_product
-    return {name: value for name, value in values.items() if value is not None}
+    figures = {name: value for name, value in values.items() if value is not None}
+    return figures, resources.tools["flags"]
 
 
 def read_record() -> dict[str, dict[str, float]]:
     """The figures in the file, by name of the design."""
-    designs: dict[str, dict[str, float]] = json.loads(PATH.read_text())["designs"]
-    return designs
+    designs = json.loads(PATH.read_text())["designs"]
+    return {
+        name: {figure: value for figure, value in figures.items() if figure != "flags"}
+        for name, figures in designs.items()
+    }
 
 
 def grown(name: str, now: Mapping[str, float], tolerance: float = 0.03) -> list[str]:
@@ -109,7 +147,7 @@ def grown(name: str, now: Mapping[str, float], tolerance: float = 0.03) -> list[
     recorded = read_record()[name]
     return [
         f"{name}: {figure} grew from {recorded[figure]} to {now[figure]}"
-        for figure in ("luts", "ffs", "lutrams")
+        for figure in ("luts", "ffs", "lutrams", "dsps")
         if now[figure] > recorded[figure] * (1 + tolerance)
     ]
 
@@ -131,12 +169,14 @@ def best_units(record: Mapping[str, Mapping[str, float]]) -> Iterator[tuple[str,
         yield task, accumulator, luts, cycles
 
 
-def _measure(name: str) -> tuple[str, dict[str, float]]:
-    return name, figures_of(recorded_designs()[name])
+def _measure(name: str) -> tuple[str, dict[str, float | str]]:
+    figures, flags = _figures_and_flags(recorded_designs()[name])
+    return name, {**figures, "flags": flags}
 
 
-def _write(measured: Iterable[tuple[str, dict[str, float]]], tools: Mapping[str, str]) -> None:
-    document: dict[str, Any] = {"part": PART, "tools": dict(tools), "designs": dict(sorted(measured))}
+def _write(measured: Iterable[tuple[str, dict[str, float | str]]]) -> None:
+    tools = {"yosys": yosys_version()}
+    document: dict[str, Any] = {"part": PART, "tools": tools, "designs": dict(sorted(measured))}
     PATH.write_text(json.dumps(document, indent=1) + "\n")
 
 
@@ -147,9 +187,8 @@ def main() -> None:
             print(f"{task:18} {accumulator:6} {luts:4.0f} sites {cycles:6.3f} cycles a product")
         return
     names = list(recorded_designs())
-    resources: Resources = synthesize(recorded_designs()[names[0]].build(), name=names[0], part=PART)
     with ProcessPoolExecutor() as pool:
-        _write(pool.map(_measure, names), resources.tools)
+        _write(pool.map(_measure, names))
     print(f"{len(names)} designs written to {PATH}")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from amaranth.hdl import ClockDomain, Module, Value
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.sim import Simulator, SimulatorContext
 
 from quantizers.errors import BitfrontError, UsageError, unknown_choice
@@ -32,7 +32,7 @@ class Trace:
 
     Attributes:
         outputs: payloads in the order in which they were taken; a list of numbers each where the payload
-            is an array.
+            is an array, its bits as a number where it is a structure.
         cycles: clock cycles from the first offer to the last output.
     """
 
@@ -179,7 +179,7 @@ def simulate_stream(
             _, _, valid, payload = await ctx.tick().sample(source.valid, source.payload)
             cycles += 1
             if valid and ready:
-                outputs.append(payload if isinstance(payload, int) else list(payload))
+                outputs.append(_plain(payload))
 
     # A component without registers brings no clock.
     design = Module()
@@ -195,3 +195,10 @@ def simulate_stream(
     with nullcontext() if trace is None else simulator.write_vcd(str(trace)):
         simulator.run()
     return Trace(outputs, cycles)
+
+
+def _plain(payload: Any) -> Any:
+    """A payload as integers: the elements of an array, the bits of a structure."""
+    if isinstance(payload, int):
+        return payload
+    return list(payload) if isinstance(payload.shape(), data.ArrayLayout) else payload.as_bits()

@@ -8,6 +8,11 @@ from costmodel.yosys import yosys_version
 # One of each structure; `make test-all` measures all.
 SOME = [
     "dot int4 int4 lanes=16",
+    "dot int4 int4 lanes=16 compressors",
+    "dsp_mac int8 int8 n=4608",
+    "float_mac e2m1 e2m1 n=4608 guard=8",
+    "mx_dot mxfp4 mxfp4",
+    "pipelined_mac exact int8 int8 n=4608",
     "multiplier int4 int4",
     "multiplier int8 int8",
     "mac exact int4 int4 n=4608",
@@ -26,7 +31,9 @@ def test_the_record_holds_all_designs_and_no_other():
 
 
 def test_the_record_was_made_with_this_yosys():
-    assert yosys_version() in json.loads(PATH.read_text())["tools"].values()
+    document = json.loads(PATH.read_text())
+    assert document["tools"] == {"yosys": yosys_version()}
+    assert {"-nodsp" in figures["flags"] for figures in document["designs"].values()} == {True, False}
 
 
 @pytest.mark.parametrize("name", SOME)

@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 from amaranth.hdl import Module, Shape, Signal, signed, unsigned
-from amaranth.lib import stream
+from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out
 
 from hw import verilator
@@ -72,6 +72,17 @@ def test_payloads_of_all_widths(shape):
     items = np.array([low, high, 0, high // 3, low // 3], dtype=object)
     trace = VerilatedStream(Register(shape)).run(items % 2**64, output_count=5)
     assert trace.outputs.tolist() == items.tolist()
+
+
+@pytest.mark.parametrize("simulate", ["amaranth", "verilator"])
+def test_structures_come_out_as_their_bits(simulate):
+    layout = data.StructLayout({"low": signed(3), "high": 2})
+    items = [0, 5, 31, 8]
+    if simulate == "amaranth":
+        outputs = simulate_stream(Register(layout), items, output_count=4).outputs
+    else:
+        outputs = VerilatedStream(Register(layout)).run(items, output_count=4).outputs.tolist()
+    assert outputs == items
 
 
 @pytest.mark.parametrize("simulate", ["amaranth", "verilator"])
