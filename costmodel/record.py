@@ -82,7 +82,7 @@ def _designs() -> Iterator[RecordedDesign]:
         arguments = _same(name)
         build = partial(PackedMultiplyAccumulate, **arguments, dot_length=4608)
         yield RecordedDesign(f"dsp_mac {name} {name} n=4608", build)
-        for multipliers in MULTIPLIERS:
+        for multipliers in MULTIPLIERS if name == "int8" else ("luts",):
             folding = partial(MatrixVectorUnit, rows=64, columns=64, pe=4, simd=8)
             build = partial(folding, **arguments, multipliers=multipliers)
             yield RecordedDesign(f"mvu {name} {name} 64x64 pe=4 simd=8 {multipliers}", build)

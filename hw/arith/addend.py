@@ -28,6 +28,10 @@ MULTIPLIERS = ("luts", "dsps")
 """What products are made of."""
 
 
+MIN_DSP_PRODUCT_BITS = 9
+"""Of the products that Yosys' ``synth_xilinx`` maps to a DSP48E1."""
+
+
 class ProductAddend(Component):
     """``addend + carry`` is the product of a weight and an activation, modulo ``2**bits``.
 
@@ -274,7 +278,8 @@ class DspAddend(ProductAddend):
     """A product of integers as ``*``, which synthesis maps to a DSP slice with its register.
 
     Raises:
-        UsageError: a format is not an integer.
+        UsageError: a format is not an integer, or the product has fewer than
+            :data:`MIN_DSP_PRODUCT_BITS` bits.
     """
 
     latency = 1
@@ -287,6 +292,13 @@ class DspAddend(ProductAddend):
                 msg = f"DSP slices multiply integers, and {name} are {fmt}; others take multipliers='luts'"
                 raise UsageError(msg, given=fmt.name, expected=["an integer format", "multipliers='luts'"])
             self._shapes.append(Shape(fmt.bits, fmt.signed))
+        if weights.bits + activations.bits < MIN_DSP_PRODUCT_BITS:
+            msg = (
+                f"products of {weights} and {activations} are of {weights.bits + activations.bits} bits, and "
+                f"synthesis gives those of fewer than {MIN_DSP_PRODUCT_BITS} no DSP slice of their own; the "
+                "block dsp_mac packs several into one"
+            )
+            raise UsageError(msg, given=f"{weights}, {activations}", expected=["multipliers='luts'"])
         super().__init__(weights, activations, bits=bits, carry=False)
 
     def elaborate(self, platform: Any) -> Module:

@@ -52,7 +52,7 @@ def test_every_product(weights, activations, kind, extra_bits):
 
 
 @pytest.mark.parametrize("extra_bits", [0, 5])
-@pytest.mark.parametrize("pair", ["int4 uint4", "uint5 int3", "int8 int4", "int4n uint4"])
+@pytest.mark.parametrize("pair", ["int5 uint4", "uint6 int3", "int8 int4", "int5n uint5"])
 def test_every_product_of_a_dsp_slice(pair, extra_bits):
     check_every_product(*pair.split(), DspAddend, extra_bits, multipliers="dsps")
 
@@ -98,6 +98,11 @@ def test_bits_are_positive():
             "int8 e4m3",
             "dsps",
             "DSP slices multiply integers, and activations are e4m3; others take multipliers='luts'",
+        ),
+        (
+            "int4 int4",
+            "dsps",
+            "products of int4 and int4 are of 8 bits, and synthesis gives those of fewer than 9 no DSP slice of their own; the block dsp_mac packs several into one",
         ),
     ],
 )

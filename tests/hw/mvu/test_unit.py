@@ -106,7 +106,7 @@ def test_formats(pair):
     assert simulate(problem) == (problem.results.tolist(), problem.cycles(problem.unit))
 
 
-@pytest.mark.parametrize("pair", ["int8 int8", "int4 uint4", "int3 int8"])
+@pytest.mark.parametrize("pair", ["int8 int8", "int5 uint4", "int3 int8"])
 def test_multipliers_of_dsp_slices(pair):
     problem = Problem(pair=pair, shape=(5, 7, 2, 3), has_bias=True, multipliers="dsps")
     assert simulate(problem) == (problem.results.tolist(), problem.cycles(problem.unit))
