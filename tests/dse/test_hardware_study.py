@@ -48,7 +48,11 @@ def test_every_combination_is_a_point():
         ("unit", "int2"),
         ("unit", "int2/uint2"),
     ]
-    assert json.loads(points[1].parameters) == {"dot_length": 64, "accumulator_bits": None}
+    assert json.loads(points[1].parameters) == {
+        "dot_length": 64,
+        "accumulator_bits": None,
+        "pipelined": False,
+    }
     assert {point.workload for point in points} == {"units"}
     assert {point.part for point in points} == {"xc7z020"}
     assert points[0].key(tools={}, data="") != points[1].key(tools={}, data="")
