@@ -260,5 +260,5 @@ def reject_with_verilog(**options: object) -> None:
     """Raise for options that have no meaning for foreign RTL."""
     given = [f"--{name}" for name, value in options.items() if value]
     if given:
-        msg = f"{', '.join(given)} choose one of our blocks; with --verilog only --top and --part apply"
+        msg = f"{', '.join(given)}: only for our own blocks; with --verilog only --top and --part apply"
         raise UsageError(msg, given=given[0], expected=["--verilog FILE... --top NAME"])

@@ -87,7 +87,7 @@ def test_place_and_route_is_for_our_blocks(dse):
     code, _, err = dse("cost", "--verilog", "x.v", "--top", "t", "--place")
     assert (code, err) == (
         2,
-        "error: --place choose one of our blocks; with --verilog only --top and --part apply\n",
+        "error: --place: only for our own blocks; with --verilog only --top and --part apply\n",
     )
 
 
@@ -266,7 +266,7 @@ def test_tables_name_units_and_tools(dse):
         (["cost", "x.v", "--top", "t"], "files and --top belong to --verilog, which is missing"),
         (["cost", "--verilog", "x.v"], "--verilog needs --top NAME: which module is to be costed"),
         (["cost", "--verilog", "x.v", "--top", "t", "--weights", "int8"],
-         "--weights choose one of our blocks; with --verilog only --top and --part apply"),
+         "--weights: only for our own blocks; with --verilog only --top and --part apply"),
         (["workloads", "nothing:here"],
          "workload nothing:here: module 'nothing' cannot be imported "),
     ],

@@ -292,7 +292,7 @@ def test_options_without_a_meaning_for_foreign_rtl() -> None:
     with pytest.raises(UsageError) as caught:
         reject_with_verilog(weights="int8", bits=None, set=["lanes=1"])
     assert _message(caught) == (
-        "--weights, --set choose one of our blocks; with --verilog only --top and --part apply"
+        "--weights, --set: only for our own blocks; with --verilog only --top and --part apply"
     )
     assert caught.value.given == "--weights"
 
