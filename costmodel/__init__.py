@@ -1,9 +1,8 @@
-"""What a design costs: parts, synthesis, LUT-site packing, place and route."""
+"""What a design costs: parts, synthesis, LUT-site packing; place and route is in :mod:`costmodel.place_and_route`."""
 
 from costmodel.cache import ContentCache, content_key, default_cache_root
 from costmodel.packing import Counts, PackingError, count_resources
 from costmodel.parts import PARTS, Part, find_part
-from costmodel.place_and_route import CriticalPath, Placement, PlacementError
 from costmodel.synthesis import Resources, synthesize, synthesize_verilog
 from costmodel.yosys import SynthesisError
 
@@ -11,11 +10,8 @@ __all__ = [
     "PARTS",
     "ContentCache",
     "Counts",
-    "CriticalPath",
     "PackingError",
     "Part",
-    "Placement",
-    "PlacementError",
     "Resources",
     "SynthesisError",
     "content_key",

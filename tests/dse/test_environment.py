@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dse import environment as module
-from dse.environment import accuracy_tools, code_digest, environment, tool_versions
+from dse.environment import accuracy_tools, code_digest, cost_tools, environment, tool_versions
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +42,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _forget() -> None:
     accuracy_tools.cache_clear()
-    tool_versions.cache_clear()
+    cost_tools.cache_clear()
 
 
 def _digests() -> tuple[str, str]:
