@@ -1,4 +1,7 @@
-"""What a design costs: parts, synthesis, LUT-site packing; place and route is in :mod:`costmodel.place_and_route`."""
+"""What a design costs: parts, synthesis, LUT-site packing.
+
+Place and route, which needs Amaranth, is imported from :mod:`costmodel.place_and_route`.
+"""
 
 from costmodel.cache import ContentCache, content_key, default_cache_root
 from costmodel.packing import Counts, PackingError, count_resources
