@@ -1,0 +1,17 @@
+"""The table-lookup engine, and what its streams carry."""
+
+from hw.lut_kernel.encoding import TABLES, Encoding
+from hw.lut_kernel.engine import TableLookupEngine
+from hw.lut_kernel.streams import activation_words, vector_results, weight_indices, weight_words
+from hw.lut_kernel.tables import STORAGES
+
+__all__ = [
+    "STORAGES",
+    "TABLES",
+    "Encoding",
+    "TableLookupEngine",
+    "activation_words",
+    "vector_results",
+    "weight_indices",
+    "weight_words",
+]
