@@ -360,13 +360,19 @@ def verify(
     activations: Annotated[str | None, typer.Option(help="Activation format. Default: as weights.")] = None,
     recipe: Annotated[str, typer.Option(help="Steps, such as 'gptq + bias_correction'.")] = "round",
     vectors: Annotated[int, typer.Option(min=1, help="Positions of the output to check.")] = 64,
-    pe: Annotated[int, typer.Option(min=1, help="Rows that the unit works on at a time.")] = 4,
-    simd: Annotated[int, typer.Option(min=1, help="Columns that it takes a cycle.")] = 8,
+    block: Annotated[
+        str, typer.Option(help="mvu, or lut_kernel: tables, for weights of up to 4 bits.")
+    ] = "mvu",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A size of it: pe, simd; lanes, groups."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the positions.")] = 0,
     data: DataFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """One layer's real inputs through the simulated matrix-vector unit, against the software."""
+    """One layer's real inputs through simulated hardware, against the software."""
+    from dse.costing import parse_settings
     from dse.inspection import check_data_is_used
     from dse.verification import verify_layer
 
@@ -380,8 +386,8 @@ def verify(
             recipe=recipe,
             data=data,
             vectors=vectors,
-            pe=pe,
-            simd=simd,
+            block=block,
+            parameters=parse_settings(settings or []),
             seed=seed,
         )
     if as_json:

@@ -240,19 +240,22 @@ def show_simulation(result: Simulation) -> None:
 def show_verification(found: Verification) -> None:
     """What was compared, and whether all of it agrees."""
     matrices = f"{found.groups} of " if found.groups > 1 else ""
+    sizes = ", ".join(f"{name} {value}" for name, value in found.parameters.items())
     show(
         f"{found.workload}, {found.layer} ({found.kind}), {found.weights} x {found.activations}: "
-        f"{matrices}{found.rows} x {found.columns} on a unit of {found.pe} x {found.simd}, "
+        f"{matrices}{found.rows} x {found.columns} on {found.block} ({sizes}), "
         f"{found.accumulator_bits}-bit sums"
     )
+    what = "sums" if found.rounding_differences is None else "sums and codes"
     show(
-        f"{found.checked} sums and codes checked, {found.mismatches} mismatches, {found.cycles} cycles, "
+        f"{found.checked} {what} checked, {found.mismatches} mismatches, {found.cycles} cycles, "
         f"{found.cycles_per_second:,.0f} cycles/s"
     )
-    show(
-        f"integer multipliers in place of real scales changed {found.rounding_differences} codes, "
-        f"here and in software (largest relative error {found.largest_scale_error:.1e})"
-    )
+    if found.rounding_differences is not None:
+        show(
+            f"integer multipliers in place of real scales changed {found.rounding_differences} codes, "
+            f"here and in software (largest relative error {found.largest_scale_error:.1e})"
+        )
 
 
 def show_accumulators(result: AccumulatorResult) -> None:
@@ -329,7 +332,10 @@ def show_workloads(listing: Sequence[Mapping[str, Any]]) -> None:
 
 
 def show_workload(facts: Mapping[str, Any]) -> None:
-    """As :func:`show_facts`, with the accuracy in percent."""
+    """As :func:`show_facts`, with the accuracy in percent where there is one."""
+    if "float_accuracy" not in facts:
+        show_facts({name: f"{v:.4f}" if isinstance(v, float) else v for name, v in facts.items()})
+        return
     low, high = facts["float_accuracy_interval"]
     accuracy = Figure(facts["float_accuracy"], Provenance.MEASURED, (low, high))
     others = {name: value for name, value in facts.items() if name != "float_accuracy_interval"}

@@ -236,8 +236,16 @@ def block_parameters(name: str, settings: Iterable[str]) -> dict[str, Any]:
     Raises:
         UsageError: an unknown block or parameter, or a setting that is not ``key=value``.
     """
-    changes = dict(_setting(text) for text in settings)
-    return find_block(name).parameters_with(changes)
+    return find_block(name).parameters_with(parse_settings(settings))
+
+
+def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
+    """``key=value`` texts as names and values, these as TOML has them, or else text.
+
+    Raises:
+        UsageError: a text that is not ``key=value``.
+    """
+    return dict(_setting(text) for text in settings)
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 from hw._checks import check_positive
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli, check_optional_positive, check_text
 from hw.blocks.codes import packed, random_codes, sum_meaning, wrapped
-from hw.lut_kernel import STORAGES, TABLES, TableLookupEngine, activation_words, weight_words
+from hw.lut_kernel import STORAGES, SUM_MEMORIES, TABLES, TableLookupEngine, activation_words, weight_words
 from hw.reference.lut_kernel import table_lookup_matrix_vector
 from quantizers.formats import ScalarFormat
 
@@ -49,12 +49,12 @@ def _datasheet(
     word = component.writers * encoding.group
     return Datasheet(
         component.latency,
-        "from the one in which the first rows' weights of the last chunk are taken to their results",
+        "from the one in which the first rows' last weights of the last chunk are taken to their results",
         f"one vector in {component.interval} cycles",
         {
             "activations": f"{word} activation codes of a vector, {groups * encoding.group} a chunk",
             "weights": f"indices of a chunk: {groups} groups of {encoding.group} weights, "
-            f"{encoding.planes} planes, {lanes} rows",
+            f"{component.planes} planes, {lanes} rows",
             "outputs": f"{lanes} sums; each the {sum_meaning(weights, activations)}",
         },
     )
@@ -79,10 +79,12 @@ LUT_KERNEL = Block(
         Parameter("lanes", 8, "rows worked on at a time", check_positive),
         Parameter("groups", 8, "tables: groups of activations looked up a cycle", check_positive),
         Parameter("group", None, "activations of a table; 4, or 3 of ternary", check_optional_positive),
-        Parameter("table", "full", f"entries kept: {', '.join(TABLES)} (ternary)", check_text),
+        Parameter("planes", None, "bit planes a cycle; all if not set", check_optional_positive),
+        Parameter("table", "full", f"entries kept: {', '.join(TABLES)} (half of them)", check_text),
         Parameter("storage", "lutram", f"of the tables: {', '.join(STORAGES)}", check_text),
         Parameter("banks", 2, "1, or 2: tables are written while others are read", check_positive),
         Parameter("writers", None, "tables written side by side; all if not set", check_optional_positive),
+        Parameter("sums", "lutram", f"memory of the sums: {', '.join(SUM_MEMORIES)}", check_text),
         Parameter(
             "accumulator_bits", None, "width of the sums; what none overflows", check_optional_positive
         ),

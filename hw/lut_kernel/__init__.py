@@ -1,13 +1,17 @@
 """The table-lookup engine, and what its streams carry."""
 
+from hw.lut_kernel.block_aligner import BlockAligner
 from hw.lut_kernel.encoding import TABLES, Encoding
 from hw.lut_kernel.engine import TableLookupEngine
+from hw.lut_kernel.partial_sums import SUM_MEMORIES
 from hw.lut_kernel.streams import activation_words, vector_results, weight_indices, weight_words
 from hw.lut_kernel.tables import STORAGES
 
 __all__ = [
     "STORAGES",
+    "SUM_MEMORIES",
     "TABLES",
+    "BlockAligner",
     "Encoding",
     "TableLookupEngine",
     "activation_words",

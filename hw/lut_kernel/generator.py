@@ -11,8 +11,12 @@ from amaranth.lib.wiring import In, Out
 
 from hw._component import Component
 from hw.arith._shapes import accumulate
+from hw.arith.aligner import Aligner
+from hw.arith.decoder import Decoder
 from hw.lut_kernel.walk import Step
 from hw.mvu._counter import step
+from hw.reference.widths import largest_magnitude
+from quantizers.formats import ScalarFormat
 
 
 class TableGenerator(Component):
@@ -29,7 +33,7 @@ class TableGenerator(Component):
     a cycle later.
 
     Args:
-        activation: shape of an activation.
+        activations: format of the codes.
         group: activations that share a table.
         tables: filled side by side.
         entry: shape of an entry.
@@ -41,7 +45,7 @@ class TableGenerator(Component):
     def __init__(
         self,
         *,
-        activation: Shape,
+        activations: ScalarFormat,
         group: int,
         tables: int,
         entry: Shape,
@@ -49,10 +53,12 @@ class TableGenerator(Component):
         address: Callable[[Step], int],
         address_bits: int,
     ) -> None:
-        self._group, self._walk, self._address = group, walk, address
+        self._format, self._group, self._walk, self._address = activations, group, walk, address
         super().__init__(
             {
-                "activations": In(stream.Signature(data.ArrayLayout(activation, group * tables))),
+                "activations": In(
+                    stream.Signature(data.ArrayLayout(Shape(activations.bits), group * tables))
+                ),
                 "is_free": In(1),
                 "write": Out(1),
                 "is_last": Out(1),
@@ -75,10 +81,13 @@ class TableGenerator(Component):
             self.is_last.eq(step(m, position, self.cycles, selects)),
             self.activations.ready.eq(self.is_last),
         ]
-        operand = Signal(range(self._group))
+        operand, is_doubled = Signal(range(self._group)), Signal()
         is_negative, restarts = Signal(), Signal()
         following = [*self._walk[1:], self._walk[0]]
-        m.d.comb += operand.eq(_chosen([s.operand for s in self._walk], position, len(operand)))
+        m.d.comb += [
+            operand.eq(_chosen([s.operand for s in self._walk], position, len(operand))),
+            is_doubled.eq(_chosen([int(s.is_doubled) for s in self._walk], position, 1)),
+        ]
         m.d.sync += [
             self.write.eq(selects),
             self.address.eq(_chosen([self._address(s) for s in self._walk], position, len(self.address))),
@@ -86,30 +95,52 @@ class TableGenerator(Component):
             restarts.eq(selects & _chosen([int(s.restarts) for s in following], position, 1)),
         ]
         for table, entry in enumerate(self.entries):
-            chosen = Signal(self._width, name=f"chosen{table}", reset_less=True)
             before = Signal(entry.shape(), name=f"before{table}")
-            addend = (chosen ^ is_negative.replicate(self._width)).as_signed()
-            m.d.sync += chosen.eq(self._activation(table, operand))
-            m.d.comb += entry.eq(accumulate(before, addend, is_negative, width=len(entry)))
+            code = selected(self._codes(table), operand)
+            addend, negates = self._addend(m, table, code, is_doubled, is_negative)
+            m.d.comb += entry.eq(accumulate(before, addend, negates, width=len(entry)))
             with m.If(restarts):
                 m.d.sync += before.eq(0)
             with m.Elif(self.write):
                 m.d.sync += before.eq(entry)
         return m
 
-    @property
-    def _width(self) -> int:
-        """One bit more than an activation has, so that its complement keeps its sign."""
-        return Shape.cast(self.activations.payload.shape().elem_shape).width + 1
+    def _codes(self, table: int) -> list[Value]:
+        return [self.activations.payload[table * self._group + j] for j in range(self._group)]
 
-    def _activation(self, table: int, operand: Signal) -> Value:
-        values = [self.activations.payload[table * self._group + j] for j in range(self._group)]
-        return selected([_wide(value, self._width) for value in values], operand)
+    def _addend(
+        self, m: Module, table: int, code: Value, is_doubled: Value, is_negative: Value
+    ) -> tuple[Value, Value]:
+        """What is added a cycle after *code*, in one's complement where the second value is set."""
+        magnitude, sign = fixed_point(m, f"decoder{table}", code, self._format)
+        shape = Shape.cast(magnitude.shape())
+        has_doubles = any(step.is_doubled for step in self._walk)
+        # One bit more than the number has, so that its complement keeps its sign.
+        chosen = Signal(shape.width + 1 + has_doubles, name=f"chosen{table}", reset_less=True)
+        wide = Signal(Shape(len(chosen), shape.signed), name=f"wide{table}")
+        m.d.comb += wide.eq(magnitude)
+        m.d.sync += chosen.eq(Mux(is_doubled, wide << 1, wide) if has_doubles else wide)
+        negates = is_negative
+        if len(sign):
+            was_negative = Signal(name=f"sign{table}", reset_less=True)
+            m.d.sync += was_negative.eq(sign)
+            negates = is_negative ^ was_negative
+        return (chosen ^ negates.replicate(len(chosen))).as_signed(), negates
 
 
-def _wide(value: Value, width: int) -> Value:
-    fill = value[-1] if Value.cast(value).shape().signed else C(0, 1)
-    return Cat(value, fill.replicate(width - len(value)))
+def fixed_point(m: Module, name: str, code: Value, fmt: ScalarFormat) -> tuple[Value, Value]:
+    """A code as a number of least significant bits, and its sign where that is apart, else no bits."""
+    m.submodules[name] = decoder = Decoder(fmt)
+    m.d.comb += decoder.code.eq(code)
+    if not len(decoder.exponent):
+        return decoder.significand, decoder.sign
+    significand = decoder.significand
+    m.submodules[f"{name}_shift"] = aligner = Aligner(
+        product=Shape.cast(significand.shape()), shift_bits=len(decoder.exponent)
+    )
+    m.d.comb += [aligner.product.eq(significand), aligner.shift.eq(decoder.exponent)]
+    # Exponents count from 1.
+    return aligner.aligned[1 : 1 + largest_magnitude(fmt).bit_length()], decoder.sign
 
 
 def selected(values: Sequence[Value], index: Value) -> Value:

@@ -19,7 +19,7 @@ def weight_words(engine: TableLookupEngine, weight_codes: npt.ArrayLike) -> npt.
         weight_codes: shape ``(rows, columns)``.
 
     Returns:
-        Indices of shape ``(chunks * row_folds, lanes * planes * groups)``.
+        Indices of shape ``(chunks * row_folds * passes, lanes * planes * groups)``.
 
     Raises:
         UsageError: a shape that is not the engine's.
@@ -29,9 +29,9 @@ def weight_words(engine: TableLookupEngine, weight_codes: npt.ArrayLike) -> npt.
     wide = engine.chunks * engine.groups * engine.encoding.group
     padded = np.pad(codes, [(0, engine.row_folds * engine.lanes - engine.rows), (0, wide - engine.columns)])
     indices = engine.encoding.indices(padded)
-    planes = len(indices)
-    parts = indices.reshape(planes, engine.row_folds, engine.lanes, engine.chunks, engine.groups)
-    return parts.transpose(3, 1, 2, 0, 4).reshape(-1, engine.lookups)
+    shape = engine.passes, engine.planes, engine.row_folds, engine.lanes, engine.chunks, engine.groups
+    parts = indices.reshape(shape)[::-1]
+    return parts.transpose(4, 2, 0, 3, 1, 5).reshape(-1, engine.lookups)
 
 
 def weight_indices(engine: TableLookupEngine, words: npt.ArrayLike) -> npt.NDArray[np.int64]:
@@ -42,10 +42,10 @@ def weight_indices(engine: TableLookupEngine, words: npt.ArrayLike) -> npt.NDArr
         UsageError: not the transfers of one vector.
     """
     array = np.asarray(words)
-    _check_shape("words", array, (engine.chunks * engine.row_folds, engine.lookups))
-    parts = array.reshape(engine.chunks, engine.row_folds, engine.lanes, -1, engine.groups)
-    planes = parts.shape[3]
-    indices = parts.transpose(3, 1, 2, 0, 4).reshape(planes, engine.row_folds * engine.lanes, -1)
+    _check_shape("words", array, (engine.chunks * engine.lookup_cycles, engine.lookups))
+    shape = engine.chunks, engine.row_folds, engine.passes, engine.lanes, engine.planes, engine.groups
+    parts = array.reshape(shape).transpose(2, 4, 1, 3, 0, 5)[::-1]
+    indices = parts.reshape(engine.encoding.planes, engine.row_folds * engine.lanes, -1)
     return indices[:, : engine.rows, : -(-engine.columns // engine.encoding.group)]
 
 

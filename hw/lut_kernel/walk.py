@@ -1,8 +1,8 @@
 """In which order one adder fills a table: every entry is the one before, plus or minus an activation.
 
 An entry is known by the weights of its group, a vector of digits. Steps between neighbours change one
-digit by one (for binary weights: a Gray code, F. Gray, US patent 2632058). The entry of zero weights is
-never written: memories start as zero.
+digit, by one or from minus to plus one or back (for binary weights: a Gray code, F. Gray, US patent
+2632058). The entry of zero weights is never written: memories start as zero.
 """
 
 from __future__ import annotations
@@ -21,18 +21,33 @@ class Step:
         digits: the weights that it stands for.
         operand: the activation that is added to the entry before, by its place in the group.
         is_negative: it is subtracted.
+        is_doubled: it counts twice.
         restarts: the entry before is that of zero weights, not that of the step before.
     """
 
     digits: Digits
     operand: int
     is_negative: bool
+    is_doubled: bool
     restarts: bool
 
 
 def binary_walk(group: int) -> list[Step]:
     """The ``2**group - 1`` sums of subsets of *group* activations."""
     return _steps([_gray(code, group) for code in range(1, 1 << group)])
+
+
+def sign_walk(group: int) -> list[Step]:
+    """The ``2**(group - 1)`` sums of all activations with signs, the last one's plus.
+
+    Before the first of them come ``group - 1`` sums of fewer activations, their digits zero where one is
+    missing.
+    """
+    ones = [-1] * (group - 1) + [1]
+    path = [tuple([0] * place + ones[place:]) for place in reversed(range(1, group))]
+    for code in range(1 << (group - 1)):
+        path.append((*(2 * bit - 1 for bit in _gray(code, group - 1)), 1))
+    return _steps(path)
 
 
 def ternary_walk(group: int, *, is_mirrored: bool) -> list[Step]:
@@ -78,6 +93,6 @@ def _steps(path: list[Digits]) -> list[Step]:
         [(operand, change)] = [
             (j, new - old) for j, (new, old) in enumerate(zip(digits, before, strict=True)) if new != old
         ]
-        steps.append(Step(digits, operand, change < 0, place == 0))
+        steps.append(Step(digits, operand, change < 0, abs(change) == 2, place == 0))
         before = digits
     return steps

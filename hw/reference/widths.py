@@ -56,13 +56,15 @@ def largest_magnitude(fmt: ScalarFormat) -> int:
     return int(np.ldexp(largest, -fmt.grid.lsb_exponent))
 
 
+def fixed_point_range(fmt: ScalarFormat) -> tuple[int, int]:
+    """Smallest and largest finite value, as integer counts of ``2**fmt.grid.lsb_exponent``."""
+    low, high = (int(np.ldexp(bound, -fmt.grid.lsb_exponent)) for bound in (fmt.minimum, fmt.maximum))
+    return low, high
+
+
 def product_range(weights: ScalarFormat, activations: ScalarFormat) -> tuple[int, int]:
     """Smallest and largest product of two codes, in units of the least significant bits."""
-    extremes = [
-        [int(np.ldexp(bound, -fmt.grid.lsb_exponent)) for bound in (fmt.minimum, fmt.maximum)]
-        for fmt in (weights, activations)
-    ]
-    products = [w * a for w in extremes[0] for a in extremes[1]]
+    products = [w * a for w in fixed_point_range(weights) for a in fixed_point_range(activations)]
     return min(products), max(products)
 
 

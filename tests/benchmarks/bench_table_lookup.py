@@ -1,4 +1,5 @@
-"""Table-lookup products of 4096 x 4096 weights: times on one core, errors of int8 tables, token rates.
+"""Table-lookup products of 4096 x 4096 weights: times on one core, errors of int8 tables and of aligned
+bfloat16 activations, token rates.
 
 Run from the root of the checkout: ``python tests/benchmarks/bench_table_lookup.py``. Times are the best
 of several turns, tables included, indices not. Errors are against the float64 product of the
@@ -23,14 +24,24 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from costmodel.geometries import GEOMETRIES, Decoder, LatentDecoder
 from costmodel.parts import find_part
 from costmodel.token_rate import ENGINE, SCHEMES, STANDARD, Input, find_memory, token_rate
-from quantizers.table_lookup.gemv import PlaneIndices, TernaryIndices, integer_gemv, ternary_gemv
+from quantizers.table_lookup.alignment import align
+from quantizers.table_lookup.gemv import (
+    PlaneIndices,
+    TernaryIndices,
+    block_products,
+    integer_gemv,
+    ternary_gemv,
+)
 from quantizers.table_lookup.quantized import TableQuantization, quantized_gemv
 from quantizers.table_lookup.weights import GroupedWeights, quantize_groups, quantize_ternary, table_gemv
+from quantizers.table_lookup.wide_float import wide_float
 
 _ROWS = _COLUMNS = 4096
 _TURNS = 5
 _SEEDS = 4
 _TARGET = 4.1e-5
+_ALIGNED_BITS = (8, 10, 12, 16)
+_ALIGNED_BLOCKS = (32, 128, _COLUMNS)
 
 
 def best_seconds(function: Callable[[], object]) -> float:
@@ -117,6 +128,40 @@ def errors() -> None:
         print(f"  {scheme + ', ' + name:40}{mean:10.2e}{deviation:11.1e}{np.sqrt(mean):10.2e}{target}")
 
 
+def alignment_errors() -> None:
+    """Of integers that share an exponent, by exact tables, against the product of the bfloat16 inputs.
+
+    Norms of error and product, 4-bit weights of one scale, normal weights and activations; the first line
+    is what rounding the inputs to bfloat16 had already cost.
+    """
+    found: dict[tuple[int, int], list[float]] = {}
+    before: list[float] = []
+    for seed in range(_SEEDS):
+        rng = np.random.default_rng(seed)
+        weights, exact_x = (
+            quarter_step(rng.standard_normal((_ROWS, _COLUMNS))),
+            rng.standard_normal(_COLUMNS),
+        )
+        matrix = weights.dequantized()
+        x = np.asarray(wide_float("bf16").round(exact_x))
+        product = matrix @ x
+        before.append(_relative(product, matrix @ exact_x))
+        for block in _ALIGNED_BLOCKS:
+            indices = PlaneIndices.of_codes(weights.codes, weights.bits, block=block)
+            for bits in _ALIGNED_BITS:
+                aligned = align(x, bits=bits, block=block)
+                sums = block_products(indices, aligned.codes) @ np.ldexp(0.25, aligned.unit_exponents)
+                found.setdefault((bits, block), []).append(_relative(sums, product))
+    print(f"\nbfloat16 activations aligned; inputs rounded to bfloat16 {np.mean(before):.2e}")
+    print(f"  {'bits':6}" + "".join(f"{f'blocks of {block}':>16}" for block in _ALIGNED_BLOCKS))
+    for bits in _ALIGNED_BITS:
+        print(f"  {bits:<6}" + "".join(f"{np.mean(found[bits, block]):16.2e}" for block in _ALIGNED_BLOCKS))
+
+
+def _relative(product: NDArray[np.float64], reference: NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(product - reference) / np.linalg.norm(reference))
+
+
 def token_rates() -> None:
     part = find_part("xc7z020")
     memory = find_memory(part)
@@ -146,6 +191,7 @@ def token_rates() -> None:
 def main() -> None:
     times()
     errors()
+    alignment_errors()
     token_rates()
 
 

@@ -26,6 +26,40 @@ def test_hardware_gives_the_integers_of_the_software(workload, layer, weights, a
     assert found.cycles > 0
 
 
+@pytest.mark.parametrize(
+    ("workload", "layer", "weights", "activations", "sizes"),
+    [
+        ("fmnist-vit", "blocks.0.attention.query", "int4", "int8", {"lanes": 6, "groups": 3}),
+        ("fmnist-vit", "blocks.0.fc2", "int2", "e4m3", {}),
+        ("fmnist-vit", "blocks.0.fc1", "ternary", "int8", {}),
+        ("fmnist-mobilenet", "blocks.1.depthwise.0", "int3", "int4", {}),
+    ],
+)
+def test_tables_give_the_integers_of_the_software(workload, layer, weights, activations, sizes):
+    formats = {"weights": weights, "activations": activations}
+    found = verify_layer(workload, layer, **formats, vectors=8, block="lut_kernel", parameters=sizes)
+    assert found.checked == 8 * found.groups * found.rows
+    assert found.mismatches == 0
+    assert found.rounding_differences is None
+    assert "largest_scale_error" not in found.as_json()
+    assert found.parameters == {"lanes": min(8, found.rows), "groups": 4, **sizes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"block": "lut_kernal"}, "unknown block 'lut_kernal' (did you mean 'lut_kernel'?); expected one of: mvu, lut_kernel"),
+        ({"parameters": {"lanes": 4}}, "unknown parameter of block 'mvu' 'lanes'; expected one of: pe, simd"),
+        ({"parameters": {"pe": 0}}, "pe must be a positive integer, not 0"),
+        ({"block": "lut_kernel"}, "weights must be integers of up to 4 bits or ternary, not int8n"),
+    ],
+)
+def test_wrong_units(changes, message):
+    with pytest.raises(UsageError) as error:
+        verify_layer("fmnist-vit", "blocks.0.fc1", weights="int8", activations="int8", **changes)
+    assert str(error.value) == message
+
+
 def test_a_wrong_sum_is_a_mismatch(monkeypatch):
     from dse import verification
 
@@ -51,6 +85,6 @@ def test_a_product_of_activations_is_refused():
     with pytest.raises(UsageError) as error:
         verify_layer("fmnist-vit", "blocks.0.attention.scores", weights="int4", activations="int4")
     assert str(error.value) == (
-        "layer 'blocks.0.attention.scores' multiplies two activations; the matrix-vector unit holds weights"
+        "layer 'blocks.0.attention.scores' multiplies two activations; this hardware multiplies by weights"
     )
     assert "blocks.0.attention.query" in error.value.expected

@@ -2,16 +2,20 @@ import random
 
 import numpy as np
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
 
-from hw.lut_kernel import TableLookupEngine, activation_words, vector_results, weight_words
+from hw.lut_kernel import BlockAligner, TableLookupEngine, activation_words, vector_results, weight_words
 from hw.reference import matrix_vector
 from hw.reference.lut_kernel import table_lookup_matrix_vector
 from hw.simulation import simulate_stream
 from hw.verilator import VerilatedStream
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format
+from quantizers.table_lookup.alignment import align
+from quantizers.table_lookup.wide_float import wide_float
 
-INT8, INT2, TERNARY = map(parse_scalar_format, ("int8", "int2", "ternary"))
+INT8, INT4, INT2, TERNARY = map(parse_scalar_format, ("int8", "int4", "int2", "ternary"))
 WEIGHTS = ["uint1", "uint2", "int2", "int3", "int4", "uint4", "int4n", "ternary"]
 
 
@@ -74,8 +78,44 @@ def test_groups(weights, group, table):
     assert simulate(problem) == (problem.sums.tolist(), problem.cycles)
 
 
+@pytest.mark.parametrize("group", [2, 3, 5])
+@pytest.mark.parametrize("weights", ["uint1", "uint2", "int2", "int3", "int4", "uint4"])
+def test_half_of_a_table(weights, group):
+    """Bits as signs: tables of half the entries, and the sum of the activations apart."""
+    problem = Problem(weights, group=group, table="mirrored")
+    assert simulate(problem) == (problem.sums.tolist(), problem.cycles)
+
+
+@pytest.mark.parametrize("table", ["full", "mirrored"])
 @pytest.mark.parametrize(
-    ("weights", "table"), [("int2", "full"), ("ternary", "full"), ("ternary", "mirrored")]
+    ("weights", "planes"), [("int2", 1), ("uint3", 1), ("int4", 1), ("int4", 2), ("uint4", 2)]
+)
+def test_planes_in_passes(weights, planes, table):
+    problem = Problem(weights, planes=planes, table=table, is_extreme=True)
+    assert problem.engine.passes > 1
+    assert simulate(problem) == (problem.sums.tolist(), problem.cycles)
+
+
+@pytest.mark.parametrize("activations", ["e4m3", "e2m1", "ue3m2", "e1m2", "e5m1"])
+@pytest.mark.parametrize(
+    ("weights", "table"), [("int3", "full"), ("int3", "mirrored"), ("ternary", "mirrored")]
+)
+def test_minifloat_activations(weights, activations, table):
+    problem = Problem(weights, activations, table=table, group=3)
+    assert simulate(problem) == (problem.sums.tolist(), problem.cycles)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 9])
+@pytest.mark.parametrize("weights", ["int2", "ternary"])
+def test_sums_in_block_ram(rows, weights):
+    """Also where a row's turn comes again after that of one other."""
+    problem = Problem(weights, rows=rows, sums="bram")
+    assert simulate(problem) == (problem.sums.tolist(), problem.cycles)
+
+
+@pytest.mark.parametrize(
+    ("weights", "table"),
+    [("int2", "full"), ("int2", "mirrored"), ("ternary", "full"), ("ternary", "mirrored")],
 )
 @pytest.mark.parametrize("banks", [1, 2])
 def test_tables_in_registers(weights, table, banks):
@@ -112,8 +152,10 @@ def _random_engine(seed):
         "columns": choice.randint(1, 60),
         "lanes": choice.randint(1, 4),
         "groups": writers * choice.randint(1, 3),
-        "group": choice.randint(1, 3 if is_ternary else 5),
-        "table": choice.choice(["full", "mirrored"]) if is_ternary else "full",
+        "group": choice.randint(2, 3 if is_ternary else 5),
+        "planes": choice.choice([1, None]),
+        "table": choice.choice(["full", "mirrored"]),
+        "sums": choice.choice(["lutram", "bram"]),
         "storage": choice.choice(["lutram", "registers"]),
         "banks": choice.randint(1, 2),
         "writers": writers,
@@ -127,14 +169,72 @@ def test_cycles(seed):
     assert simulate(problem) == (problem.sums.tolist(), problem.cycles)
 
 
-@pytest.mark.parametrize("banks", [1, 2])
+@pytest.mark.parametrize(("banks", "sums"), [(1, "bram"), (2, "lutram")])
 @pytest.mark.parametrize("lanes", [2, 7])
+@pytest.mark.parametrize("planes", [1, 2])
 @pytest.mark.parametrize(("valid", "ready"), [(0.5, 1.0), (1.0, 0.2), (0.6, 0.4)])
-def test_back_pressure(banks, lanes, valid, ready):
-    problem = Problem(rows=14, columns=20, banks=banks, lanes=lanes, vectors=5)
+def test_back_pressure(banks, lanes, planes, sums, valid, ready):
+    sizes = {"rows": 14, "columns": 20, "lanes": lanes}
+    problem = Problem(**sizes, banks=banks, planes=planes, sums=sums, vectors=5)
     sums, cycles = simulate(problem, seed=3, valid_probability=valid, ready_probability=ready)
     assert sums == problem.sums.tolist()
-    assert cycles > problem.cycles
+    assert cycles >= problem.cycles
+
+
+class FloatEngine(wiring.Component):
+    """A block aligner in front of a table-lookup engine; the exponents are left out."""
+
+    def __init__(self, aligner, engine):
+        self.aligner, self.engine = aligner, engine
+        streams = {"activations": aligner, "weights": engine, "outputs": engine}
+        super().__init__({name: part.signature.members[name] for name, part in streams.items()})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.aligner, m.submodules.engine = aligner, engine = self.aligner, self.engine
+        wiring.connect(m, wiring.flipped(self.activations), aligner.activations)
+        wiring.connect(m, wiring.flipped(self.weights), engine.weights)
+        wiring.connect(m, wiring.flipped(self.outputs), engine.outputs)
+        m.d.comb += [
+            engine.activations.payload.eq(aligner.outputs.payload.codes),
+            engine.activations.valid.eq(aligner.outputs.valid),
+            aligner.outputs.ready.eq(engine.activations.ready),
+        ]
+        return m
+
+
+def test_bfloat16_activations():
+    """As integers of 12 bits that share an exponent a vector: within the bound of their rounding."""
+    fmt, rows, columns, vectors = wide_float("bf16"), 6, 32, 3
+    rng = np.random.default_rng(5)
+    codes = fmt.encode(rng.standard_normal((vectors, columns)))
+    weights = rng.integers(0, 16, (rows, columns))
+    engine = TableLookupEngine(
+        weights=INT4, activations=parse_scalar_format("int12"), rows=rows, columns=columns, lanes=2, groups=2
+    )
+    aligner = BlockAligner(activations=fmt, lanes=8, words=4, bits=12)
+    trace = simulate_stream(
+        FloatEngine(aligner, engine),
+        {
+            "activations": codes.reshape(-1, 8).tolist(),
+            "weights": weight_words(engine, weights).tolist() * vectors,
+        },
+        output_count=vectors * engine.row_folds,
+        seed=2,
+        valid_probability=0.8,
+        ready_probability=0.8,
+    )
+    aligned = [align(fmt.decode(vector), bits=12, block=columns) for vector in codes]
+    sums = vector_results(engine, trace.outputs)
+    assert (sums == np.stack([one.codes for one in aligned]) @ INT4.decode(weights).T).all()
+    got = sums * np.exp2([one.unit_exponents.astype(float) for one in aligned])
+    wanted = fmt.decode(codes) @ INT4.decode(weights).T
+    bound = (
+        0.5
+        * np.abs(INT4.decode(weights)).sum(axis=1)
+        * np.exp2([one.unit_exponents.astype(float) for one in aligned])
+    )
+    assert (np.abs(got - wanted) <= bound).all()
 
 
 def test_many_vectors_in_verilog():
@@ -161,11 +261,19 @@ def test_interval():
         ({"lanes": 1.5}, "lanes must be a positive integer, not 1.5"),
         ({"banks": 3}, "banks must be 1 or 2, not 3"),
         ({"writers": 3}, "writers must divide the 8 groups, not be 3"),
-        ({"group": 6}, "group must be 1 to 5 for int2 weights, not 6"),
-        ({"group": 4, "weights": TERNARY}, "group must be 1 to 3 for ternary weights, not 4"),
-        ({"table": "mirrored"}, "mirrored tables are for ternary weights, not int2"),
+        ({"planes": 3}, "planes must divide the 2 planes of int2, not be 3"),
+        ({"group": 6}, "group must be 1 to 5 for full tables of int2 weights, not 6"),
+        ({"group": 4, "weights": TERNARY}, "group must be 1 to 3 for full tables of ternary weights, not 4"),
+        (
+            {"group": 1, "table": "mirrored"},
+            "group must be 2 to 5 for mirrored tables of int2 weights, not 1",
+        ),
         ({"weights": INT8}, "weights must be integers of up to 4 bits or ternary, not int8"),
-        ({"activations": TERNARY}, "activations must be integers, not ternary"),
+        (
+            {"activations": parse_scalar_format("e5m2")},
+            "activations must fit 32 bits as integers in units of their smallest step; e5m2 needs 34 bits",
+        ),
+        ({"activations": TERNARY}, "activations must be integers or minifloats, not ternary"),
         (
             {"accumulator_bits": 12},
             "accumulator_bits must be at least 14 for sums of 16 products of int2 and int8, not 12",
@@ -181,7 +289,11 @@ def test_wrong_arguments(changes, message):
 
 @pytest.mark.parametrize(
     ("name", "given", "choices"),
-    [("table", "fulll", "full, mirrored"), ("storage", "ram", "lutram, registers")],
+    [
+        ("table", "fulll", "full, mirrored"),
+        ("storage", "ram", "lutram, registers"),
+        ("sums", "ram", "lutram, bram"),
+    ],
 )
 def test_unknown_choices(name, given, choices):
     arguments = {"weights": INT2, "activations": INT8, "rows": 8, "columns": 16, name: given}
