@@ -111,10 +111,10 @@ def evaluate_hardware(task: HardwareTask) -> Evaluation:
     cost = cost_of_block(point.block, point.weights, point.activations, parameters, part=point.part)
     speed = speed_of_block(point.block, point.weights, point.activations, parameters)
     metrics = {**cost.metrics, **speed}
-    rate = speed.get("weight_bits_per_cycle")
-    if rate is not None:
-        area = cost.metrics["luts"]
-        metrics["luts_per_weight_bit_cycle"] = Figure(area.value / rate.value, area.provenance)
+    area = cost.metrics["luts"]
+    for what in ("weight_bit", "weight"):
+        if rate := speed.get(f"{what}s_per_cycle"):
+            metrics[f"luts_per_{what}_cycle"] = Figure(area.value / rate.value, area.provenance)
     synthesis = ", ".join(f"{name} {text}" for name, text in cost.tools.items())
     return Evaluation(metrics, {"synthesis": synthesis})
 

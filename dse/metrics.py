@@ -138,6 +138,13 @@ METRICS = {
             False,
             "LUT6 sites over weight bits per cycle.",
         ),
+        Metric("weights_per_cycle", "weights per cycle", True, "Weights that are multiplied in a cycle."),
+        Metric(
+            "luts_per_weight_cycle",
+            "LUT6 sites per weight and cycle",
+            False,
+            "LUT6 sites over weights per cycle.",
+        ),
         Metric("lut_cells", "LUT cells", False, "LUT cells as the synthesiser counts them."),
         Metric("carries", "carry blocks (CARRY4)", False, "CARRY4 blocks."),
         Metric("carry_positions", "carry positions in use", False, "Positions of CARRY4 blocks in use."),

@@ -19,14 +19,15 @@ from dse.sweep import Run
 from quantizers.recipes import recipe_label
 from reports.figures import member_labels, scaled, write_figures
 from reports.style import FLOAT_LINE, FRONT_OF_ALL, Mark, marks_of
-from reports.summary import best_by_bits, headlines, recipe_gains
+from reports.summary import best_by_bits, cheapest_designs, headlines, recipe_gains
 from reports.text import with_interval
 
 _TEMPLATES = Path(__file__).parent / "templates"
 # Columns of the table of points, in order, where the run has them.
 _TABLE_COLUMNS = (
     "workload", "family", "weights", "activations", "variant", "accuracy", "accuracy_drop_points",
-    "luts_per_weight_bit_cycle", "weight_bits_per_cycle", "cycles_per_vector", "luts", "lut_cells", "carries",
+    "luts_per_weight_cycle", "luts_per_weight_bit_cycle", "weights_per_cycle", "weight_bits_per_cycle",
+    "cycles_per_vector", "luts", "lut_cells", "carries",
     "ffs", "lutrams", "brams", "dsps", "accumulator_bits", "logic_delay_ns", "weight_memory_kib",
     "mac_weights", "mac_activations", "recipe", "integer_weights",
     "weight_scale", "weight_group", "activation_scale", "activation_granularity", "residual_format", "bias",
@@ -69,6 +70,7 @@ def render_report(run: Run) -> str:
         gains=recipe_gains(table) if not table.empty else [],
         recipes={recipe_label(text): text for text in table["recipe"].unique()} if "recipe" in table else {},
         best=best_by_bits(table) if not table.empty else [],
+        cheapest=_cheapest(run, table),
         families=list(marks),
         colours={family: mark.colour for family, mark in marks.items()},
         columns=[name for name in _TABLE_COLUMNS if name in table],
@@ -81,6 +83,15 @@ def render_report(run: Run) -> str:
         environment=run.environment,
         plotly=get_plotlyjs(),
     )
+
+
+def _cheapest(run: Run, table: pd.DataFrame) -> dict[str, Any] | None:
+    """The designs of a study of hardware side by side, by the metric of its first front."""
+    by = metric(run.study.fronts[0].x) if run.study.fronts else None
+    rows = cheapest_designs(table, by.name) if by else []
+    if not by or not rows:
+        return None
+    return {"label": by.label, "designs": list(dict.fromkeys(table["design"])), "rows": rows}
 
 
 def _provenance(table: pd.DataFrame, name: str) -> str:

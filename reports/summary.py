@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from dse.design import DesignPoint
+from dse.design import DesignPoint, formats_label
 from dse.metrics import METRICS
 from quantizers.recipes import ROUND, recipe_label
 from reports.text import pair_label, with_interval
@@ -74,6 +74,35 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
                 "accuracy": with_interval(best.to_dict(), METRICS["held_out_accuracy"]),
                 "luts": "" if pd.isna(luts) else f"{luts:.0f}",
             }
+        rows.append(row)
+    return rows
+
+
+def cheapest_designs(table: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
+    """For each pair of formats of a study of hardware the least *metric* that each of its designs reaches.
+
+    Each row has ``formats``, ``figures`` by design, and of the designs without DSP slices (whose area is
+    not in LUTs) the ``best`` and, where there is another, ``gain``: how many times its figure the
+    next best one has.
+    """
+    if metric not in table or "design" not in table or table["design"].nunique() < 2:
+        return []
+    rows = []
+    for (weights, activations), points in table.dropna(subset=[metric]).groupby(
+        ["weights", "activations"], sort=False
+    ):
+        least = points.groupby("design", sort=False)[metric].min()
+        dsps = points["dsps"] if "dsps" in points else 0 * points[metric]
+        in_luts = least[sorted(set(points.loc[dsps == 0, "design"]), key=list(least.index).index)]
+        row: dict[str, Any] = {
+            "formats": formats_label(str(weights), str(activations)),
+            "figures": least.to_dict(),
+        }
+        if len(in_luts):
+            ranked = in_luts.sort_values()
+            row["best"] = ranked.index[0]
+            if len(ranked) > 1:
+                row["gain"] = ranked.iloc[1] / ranked.iloc[0]
         rows.append(row)
     return rows
 

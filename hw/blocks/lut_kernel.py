@@ -63,9 +63,11 @@ def _datasheet(
 def _speed(
     component: TableLookupEngine, *, weights: ScalarFormat, rows: int, columns: int, **_: Any
 ) -> dict[str, float]:
+    rate = rows * columns / component.interval
     return {
         "cycles_per_vector": component.interval,
-        "weight_bits_per_cycle": weights.bits * rows * columns / component.interval,
+        "weights_per_cycle": rate,
+        "weight_bits_per_cycle": weights.bits * rate,
     }
 
 

@@ -133,9 +133,11 @@ def _datasheet(
 
 def _speed(component: MatrixVectorUnit, *, weights: ScalarFormat, **_: Any) -> dict[str, float]:
     folding = component.folding
+    rate = folding.rows * folding.columns / component.interval
     return {
         "cycles_per_vector": component.interval,
-        "weight_bits_per_cycle": weights.bits * folding.rows * folding.columns / component.interval,
+        "weights_per_cycle": rate,
+        "weight_bits_per_cycle": weights.bits * rate,
     }
 
 

@@ -120,6 +120,7 @@ def test_a_sweep(tmp_path):
     assert list(units["cycles_per_vector"]) == [8, 8]
     assert list(units["weight_bits_per_cycle"]) == [8, 8]
     assert list(units["luts_per_weight_bit_cycle"]) == list(units["luts"] / 8)
+    assert list(units["luts_per_weight_cycle"] * units["weights_per_cycle"]) == list(units["luts"])
     assert set(units["cycles_per_vector_provenance"]) == {"analytic"}
     assert table["weight_bits_per_cycle"].isna().sum() == 4
 

@@ -3,6 +3,9 @@ from pathlib import Path
 import jupytext
 import nbclient
 
+from dse.hardware_study import HardwareStudy
+from dse.sweep import run
+
 NOTEBOOKS = Path(__file__).parents[2] / "reports" / "notebooks"
 
 
@@ -34,5 +37,25 @@ def test_recipes_are_compared(run_of_recipes, monkeypatch):
     assert "gptq + bias_correction" in gains
 
 
+def test_designs_are_set_side_by_side(tmp_path, monkeypatch):
+    sizes = {"rows": 8, "columns": 8, "lanes": 1, "groups": 2}
+    kinds = {"tables": {"group": 2}, "adders": {"group": 1, "storage": "registers"}}
+    designs = [
+        {
+            "name": name,
+            "block": "lut_kernel",
+            "weights": "uint1",
+            "activations": "int4",
+            "parameters": sizes | kind,
+        }
+        for name, kind in kinds.items()
+    ]
+    fronts = [{"x": "luts_per_weight_cycle", "y": "cycles_per_vector"}]
+    study = HardwareStudy.parse({"name": "engines", "designs": designs, "fronts": fronts})
+    outputs = execute("lut_kernel", run(study, tmp_path), monkeypatch)
+    assert len(images(outputs)) == 2
+    assert outputs[0]["text"] == "engines: 2 points, 0 failed, 0 not yet evaluated\n"
+
+
 def test_every_notebook_is_tested():
-    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {"fronts", "recipes"}
+    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {"fronts", "recipes", "lut_kernel"}

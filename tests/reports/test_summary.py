@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from reports.summary import best_by_bits, headlines, over_seeds, recipe_gains
+from reports.summary import best_by_bits, cheapest_designs, headlines, over_seeds, recipe_gains
 
 
 def row(weights, family, luts, drop, selection, held_out, recipe="round", seed=0):
@@ -83,3 +83,37 @@ def test_seeds_become_one_row_with_their_spread():
     assert table["recipe"].tolist() == ["round", "gptq"]
     assert table["accuracy"].tolist() == pytest.approx([0.865, 0.8875])
     assert table["accuracy_seed_std"].tolist() == pytest.approx([0.01 / 2**0.5, 0.005 / 2**0.5])
+
+
+def unit(design, weights, figure, dsps=0):
+    return {
+        "design": design,
+        "weights": weights,
+        "activations": "int8",
+        "luts_per_weight_cycle": figure,
+        "dsps": dsps,
+    }
+
+
+def test_designs_side_by_side():
+    """DSP slices do their work outside the LUTs, so they are not the best in LUTs."""
+    table = pd.DataFrame(
+        [
+            unit("tables", "int2", 9.0),
+            unit("tables", "int2", 8.0),
+            unit("adders", "int2", 16.0),
+            unit("slices", "int2", 5.0, dsps=4),
+            unit("adders", "int4", 20.0),
+        ]
+    )
+    assert cheapest_designs(table, "luts_per_weight_cycle") == [
+        {
+            "formats": "int2/int8",
+            "figures": {"tables": 8.0, "adders": 16.0, "slices": 5.0},
+            "best": "tables",
+            "gain": 2.0,
+        },
+        {"formats": "int4/int8", "figures": {"adders": 20.0}, "best": "adders"},
+    ]
+    assert cheapest_designs(table, "luts") == []
+    assert cheapest_designs(table[table["design"] == "adders"], "luts_per_weight_cycle") == []

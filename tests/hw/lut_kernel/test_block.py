@@ -37,7 +37,11 @@ def test_stimuli(formats, changes):
 def test_speed_and_datasheet():
     sizes = {"rows": 64, "columns": 64, "lanes": 4, "groups": 4}
     block, component, arguments = build("int2", "int8", **sizes)
-    assert block.speed(component, **arguments) == {"cycles_per_vector": 64, "weight_bits_per_cycle": 128}
+    assert block.speed(component, **arguments) == {
+        "cycles_per_vector": 64,
+        "weights_per_cycle": 64,
+        "weight_bits_per_cycle": 128,
+    }
     datasheet = block.datasheet(component, **arguments)
     assert (datasheet.latency, datasheet.throughput) == (3, "one vector in 64 cycles")
     assert datasheet.streams == {
