@@ -50,7 +50,7 @@ ActivationFormat = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the random stimuli.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what an earlier call wrote.")]
-DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder of the workload's images.")]
+DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder, or file, of the workload's data.")]
 
 
 class Stopped(BaseException):

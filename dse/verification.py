@@ -14,9 +14,16 @@ from torch import Tensor, nn
 from dse.accuracy import calibration_batches
 from dse.verified_units import LayerData, find_unit
 from dse.workloads import load_workload
+from dse.workloads.language import (
+    capture_linear,
+    is_language_model,
+    load_language_model,
+    load_text,
+    windows_of,
+)
 from quantizers.accumulator import AccumulatorLayer, with_accumulator
 from quantizers.errors import UsageError, unknown_choice
-from quantizers.formats import parse_scalar_format
+from quantizers.formats import ScalarFormat, parse_scalar_format
 from quantizers.moments import group_count, input_rows, output_places
 from quantizers.prepare import prepare
 from quantizers.quantize import LayerSummary, QuantizationSettings, QuantizedModel
@@ -24,6 +31,7 @@ from quantizers.recipes import Recipe, quantize_by, rewritten
 
 # Enough for stable scales; the arithmetic that is checked does not depend on them.
 _CALIBRATION_IMAGES = 64
+_WINDOWS, _WINDOW_TOKENS = 5, 64
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def verify_layer(
     exact integers that they are, see :mod:`dse.verified_units`.
 
     Args:
+        workload: of images or of language.
         layer: name of a layer with weights.
         vectors: positions of the output that are drawn, at most.
         block: one of :data:`dse.verified_units.UNITS`.
@@ -99,19 +108,13 @@ def verify_layer(
         MissingExtraError, SimulationError: no Verilator or no compiler.
     """
     unit = find_unit(block, parameters or {})
-    settings = QuantizationSettings(
-        weights=parse_scalar_format(weights), activations=parse_scalar_format(activations)
-    )
+    formats = parse_scalar_format(weights), parse_scalar_format(activations)
     steps = Recipe.parse(recipe)
-    loaded = load_workload(workload, data=data, calibration_images=_CALIBRATION_IMAGES, evaluation_images=2)
-    prepared = rewritten(prepare(loaded.model, calibration_batches(loaded.calibration)), steps)
-    _check_layer(layer, [(known.name, known.weights) for known in prepared.layers])
-    quantized = quantize_by(prepared, settings, steps)
-    summary = next(known for known in quantized.layers if known.name == layer)
-    (images, _) = next(iter(loaded.evaluation.batches(2)))
-    found = _layer_data(quantized, summary, images, vectors, seed)
-
-    check = unit(found, summary.weight_format, summary.activation_format, parse_scalar_format(activations))
+    quantize = _language_layer if is_language_model(workload) else _image_layer
+    quantized, name, inputs = quantize(workload, layer, *formats, steps, data)
+    summary = next(known for known in quantized.layers if known.name == name)
+    found = _layer_data(quantized, summary, inputs, vectors, seed)
+    check = unit(found, summary.weight_format, summary.activation_format, formats[1])
     groups, rows, columns = found.matrices.shape
     return Verification(
         workload=workload,
@@ -125,6 +128,49 @@ def verify_layer(
         block=block,
         **vars(check),
     )
+
+
+def _image_layer(
+    workload: str,
+    layer: str,
+    weights: ScalarFormat,
+    activations: ScalarFormat,
+    steps: Recipe,
+    data: Path | None,
+) -> tuple[QuantizedModel, str, Tensor]:
+    """The quantized network, the layer's name in it, and two images."""
+    loaded = load_workload(workload, data=data, calibration_images=_CALIBRATION_IMAGES, evaluation_images=2)
+    prepared = rewritten(prepare(loaded.model, calibration_batches(loaded.calibration)), steps)
+    _check_layer(layer, [(known.name, known.weights) for known in prepared.layers])
+    settings = QuantizationSettings(weights=weights, activations=activations)
+    (images, _) = next(iter(loaded.evaluation.batches(2)))
+    return quantize_by(prepared, settings, steps), layer, images
+
+
+def _language_layer(
+    workload: str,
+    layer: str,
+    weights: ScalarFormat,
+    activations: ScalarFormat,
+    steps: Recipe,
+    data: Path | None,
+) -> tuple[QuantizedModel, str, Tensor]:
+    """A network of that layer alone, and what the language model feeds it on the last of several windows
+    of its default text, the others being for calibration."""
+    model = load_language_model(workload, data)
+    windows = windows_of(model, load_text(None), length=_WINDOW_TOKENS, count=_WINDOWS)
+    captured = capture_linear(model, windows.tokens, layer)
+    rows, columns = captured.weight.shape
+    alone = nn.Linear(columns, rows, bias=captured.bias is not None)
+    alone.weight = nn.Parameter(captured.weight)
+    if captured.bias is not None:
+        alone.bias = nn.Parameter(captured.bias)
+    *calibration, last = captured.inputs.split(_WINDOW_TOKENS)
+    prepared = rewritten(prepare(nn.Sequential(alone), calibration), steps)
+    settings = QuantizationSettings(
+        weights=weights, activations=activations, edge_weights=weights, edge_activations=activations
+    )
+    return quantize_by(prepared, settings, steps), prepared.layers[0].name, last
 
 
 def _check_layer(name: str, layers: list[tuple[str, int]]) -> None:

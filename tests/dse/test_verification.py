@@ -1,7 +1,11 @@
+from pathlib import Path
+
 import pytest
 
 from dse.verification import verify_layer
 from quantizers.errors import UsageError
+
+STORIES = Path(__file__).parents[3] / "shared" / "data" / "stories260K.bin"
 
 
 @pytest.mark.parametrize(
@@ -45,10 +49,33 @@ def test_tables_give_the_integers_of_the_software(workload, layer, weights, acti
     assert found.parameters == {"lanes": min(8, found.rows), "groups": 4, **sizes}
 
 
+@pytest.mark.skipif(not STORIES.exists(), reason=f"no {STORIES.name} beside the checkout")
+@pytest.mark.parametrize(
+    ("weights", "activations", "block"),
+    [("int2", "int8", "lut_kernel"), ("ternary", "e4m3", "lut_kernel"), ("int4", "int8", "mvu")],
+)
+def test_a_layer_of_a_language_model(weights, activations, block):
+    found = verify_layer(
+        "stories260k",
+        "layers.1.feed_forward.down",
+        weights=weights,
+        activations=activations,
+        block=block,
+        vectors=8,
+        data=STORIES.parent,
+    )
+    assert (found.groups, found.rows, found.columns, found.kind) == (1, 64, 172, "linear")
+    assert found.checked == 8 * 64 * (2 if block == "mvu" else 1)
+    assert found.mismatches == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block": "lut_kernal"}, "unknown block 'lut_kernal' (did you mean 'lut_kernel'?); expected one of: mvu, lut_kernel"),
+        (
+            {"block": "lut_kernal"},
+            "unknown block 'lut_kernal' (did you mean 'lut_kernel'?); expected one of: mvu, lut_kernel",
+        ),
         ({"parameters": {"lanes": 4}}, "unknown parameter of block 'mvu' 'lanes'; expected one of: pe, simd"),
         ({"parameters": {"pe": 0}}, "pe must be a positive integer, not 0"),
         ({"block": "lut_kernel"}, "weights must be integers of up to 4 bits or ternary, not int8n"),
