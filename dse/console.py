@@ -24,6 +24,7 @@ from dse.metrics import METRICS, Figure, Provenance
 if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wait for
     from dse.accumulators import AccumulatorResult
     from dse.costing import BlockCost
+    from dse.estimates import Estimate
     from dse.hardware import Simulation
     from dse.pareto import Front
     from dse.store import Result
@@ -129,7 +130,9 @@ def show_run(run: Run) -> None:
 def show_front(front: Front) -> None:
     """The rows of one front; below, its hypervolume in the units of the table."""
     choices, kind = ["weights", "activations"], "formats"
-    if "design" in front.rows:
+    if "codec" in front.rows:
+        choices, kind = ["codec"], "codecs"
+    elif "design" in front.rows:
         choices, kind = ["design", *choices, "variant"], "designs"
     title = Text(f"{front.workload}: {front.y} against {front.x}, {front.family} {kind}")
     if "recipe" in front.rows and front.rows["recipe"].nunique() > 1:
@@ -215,6 +218,65 @@ def _heading(name: str) -> str:
 
 def _text(value: Any) -> str:
     return " ".join(value) if isinstance(value, list) else setting_text(value)
+
+
+def show_estimates(estimates: Sequence[Estimate], *, with_inputs: bool) -> None:
+    """One row an estimate; below, what all rows share, or every input of each model with its source."""
+    rates = [estimate.rate for estimate in estimates]
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model")
+    table.add_column("weights")
+    for heading in (
+        "context", "lanes", "enough", "LUTs", "cycles", "busy %", "MB", "compute", "memory", "tokens/s",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right")
+    table.add_column("limit")
+    table.add_column("fits")
+    for rate in rates:
+        enough = "-" if rate.enough_lanes is None else str(rate.enough_lanes)
+        _add(
+            table,
+            *(rate.model, rate.weights, str(rate.context), str(rate.lanes), enough, f"{rate.luts:.0f}"),
+            *(f"{rate.cycles}", f"{100 * rate.lane_use:.0f}", f"{rate.read_bytes / 1e6:.0f}"),
+            *(f"{rate.compute_bound:.3g}", f"{rate.memory_bound:.3g}", f"{rate.tokens_per_second:.3g}"),
+            *(rate.limit, "yes" if rate.fits else "no"),
+        )
+    _print_wide(table)
+    show(
+        f"{rates[0].part}, for each token; compute, memory: what each allows, tokens/s. Lanes: as many as "
+        "fit; enough: as many as keep up with the memory; busy: share of their lookups that are of weights; "
+        "MB: read, of weights and cache; fits: both into the memory. Attention scores are not counted, so "
+        "these are upper limits."
+    )
+    if not with_inputs:
+        show("every input with its source: dse estimate MODEL, or --json")
+        return
+    shown: set[str] = set()
+    for rate in rates:
+        if rate.weights not in shown:
+            shown.add(rate.weights)
+            _show_inputs(rate.weights, rate.inputs, {r.context for r in rates})
+
+
+def _show_inputs(title: str, inputs: Mapping[str, Any], contexts: set[int]) -> None:
+    table = Table("input", title=Text(f"{title} weights"), title_justify="left", box=None, pad_edge=False)
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("source")
+    for name, value in inputs.items():
+        text = f"{value.value:,.6g}" if value.value != int(value.value) else f"{value.value:,.0f}"
+        if name == "context":
+            text = ", ".join(map(str, sorted(contexts)))
+        _add(table, name, text, value.unit, value.source)
+    _print_wide(table)
+
+
+def _print_wide(table: Table) -> None:
+    """Whole lines, however narrow the terminal is: figures are not to be broken."""
+    Console(highlight=False, emoji=False, width=max(_out.width, _WIDE)).print(table)
+
+
+_WIDE = 150
 
 
 def show_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:

@@ -38,12 +38,9 @@ class Design:
 
     Attributes:
         workload: what is computed; fronts are drawn for each.
-        weights, activations: names of formats.
     """
 
     workload: str
-    weights: str
-    activations: str
 
     @property
     def family(self) -> str:
@@ -59,6 +56,10 @@ class Design:
         """Every choice, by name."""
         return asdict(self)
 
+    def as_row(self) -> dict[str, Any]:
+        """Its columns in the table of results: every choice, its family and its label."""
+        return {**self.as_dict(), "family": self.family, "label": self.label}
+
     def key(self, *, tools: Mapping[str, str], data: str) -> str:
         """The hash of its choices, the tool versions, and the fingerprint of model and data."""
         return content_key({"design": self.as_dict(), "tools": dict(tools), "data": data})
@@ -69,11 +70,14 @@ class HardwarePoint(Design):
     """One hardware block with everything that can be set of it.
 
     Attributes:
+        weights, activations: names of formats.
         design: the name of the alternative that it belongs to.
         variant: those of its parameters that the study varies, such as ``lanes=8``.
         parameters: all of them, as JSON.
     """
 
+    weights: str
+    activations: str
     design: str
     variant: str
     block: str
@@ -93,7 +97,8 @@ class HardwarePoint(Design):
 class DesignPoint(Design):
     """One combination of model, formats, quantization and datapath.
 
-    Every field is a column of the result table. ``edge_format`` is the format of the first and the
+    Every field is a column of the result table. ``weights`` and ``activations`` are names of formats,
+    ``edge_format`` is the format of the first and the
     last layer; ``calibration_images`` and ``evaluation_images`` are counts (``None``: all there are);
     ``seed`` draws the calibration images and what is sampled from them;
     ``percentile`` is ``None`` where the activation scale does not use one; ``weight_group`` counts the
@@ -102,6 +107,8 @@ class DesignPoint(Design):
     activations are added (``None``: float).
     """
 
+    weights: str
+    activations: str
     edge_format: str
     integer_weights: str
     weight_scale: str
@@ -151,3 +158,35 @@ class DesignPoint(Design):
             self.activation_granularity == "token",
             self.residual_format,
         )
+
+
+@dataclass(frozen=True)
+class CachePoint(Design):
+    """A codec of a language model's cache of keys and values.
+
+    Attributes:
+        design: the name of the alternative that it belongs to.
+        codec: with all its parameters, as :func:`quantizers.kv_cache.registry.parse_codec` takes it.
+        evaluation: ``streaming``, where each query sees what the hardware would hold, or ``window``, where it
+            sees all tokens coded.
+        windows: of the text, each a sequence of its own.
+        length: tokens of a window.
+        calibration_tokens: from which means, scales and matrices are made.
+        part: FPGA part of the engine that is costed.
+    """
+
+    design: str
+    codec: str
+    evaluation: str
+    windows: int
+    length: int
+    calibration_tokens: int
+    part: str
+
+    @property
+    def family(self) -> str:
+        return self.design
+
+    @property
+    def label(self) -> str:
+        return self.codec

@@ -35,7 +35,8 @@ class Front:
     reference: tuple[float, float]
 
     def as_json(self) -> dict[str, object]:
-        columns = ["key", "weights", "activations", self.x, self.y]
+        choices = [name for name in ("weights", "activations", "codec") if name in self.rows]
+        columns = ["key", *choices, self.x, self.y]
         document: dict[str, object] = {
             "x": self.x,
             "y": self.y,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from dse.design import Design, DesignPoint, HardwarePoint
+from dse.design import CachePoint, Design, DesignPoint, HardwarePoint
 from dse.metrics import Figure
 from quantizers.errors import UsageError
 
@@ -65,8 +65,7 @@ class Result:
 
     def as_row(self) -> dict[str, Any]:
         """One flat table row: choices, metrics with provenance and interval, then the rest."""
-        design = {**self.design.as_dict(), "family": self.design.family}
-        row: dict[str, Any] = {"key": self.key, **design, **self.details}
+        row: dict[str, Any] = {"key": self.key, **self.design.as_row(), **self.details}
         for name, figure in self.metrics.items():
             row[name] = figure.value
             row[f"{name}_provenance"] = str(figure.provenance)
@@ -136,7 +135,10 @@ class ResultStore:
         return found
 
 
-_KINDS = {frozenset(choice.name for choice in fields(kind)): kind for kind in (DesignPoint, HardwarePoint)}
+_KINDS = {
+    frozenset(choice.name for choice in fields(kind)): kind
+    for kind in (DesignPoint, HardwarePoint, CachePoint)
+}
 
 
 def _from_row(row: tuple[Any, ...]) -> Result:

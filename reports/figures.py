@@ -15,7 +15,6 @@ from dse.pareto import Front
 from dse.sweep import Run
 from quantizers.recipes import recipe_label
 from reports.style import FLOAT_LINE, FRONT_OF_ALL, RECIPE_COLOURS, marks_of
-from reports.text import pair_label
 
 _SIZE_INCHES = (6.4, 4.2)
 _PNG_DPI = 160
@@ -93,7 +92,7 @@ def member_labels(front: Front) -> list[tuple[float, float, str]]:
     places = zip(scaled(front.rows[x.name], x), scaled(front.rows[y.name], y), strict=True)
     labels: dict[tuple[float, float], list[str]] = {}
     for place, row in zip(places, front.rows.itertuples(), strict=True):
-        labels.setdefault(place, []).append(pair_label(row))
+        labels.setdefault(place, []).append(row.label)
     return [(*place, ", ".join(names)) for place, names in labels.items()]
 
 

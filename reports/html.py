@@ -192,7 +192,10 @@ def _error_bars(rows: pd.DataFrame, of: Metric) -> dict[str, Any] | None:
 
 def _hover(record: Mapping[Hashable, Any]) -> str:
     design = f"{escape(record['design'])}: " if "design" in record else ""
-    lines = [f"<b>{design}weights {record['weights']}, activations {record['activations']}</b>"]
+    what = escape(record["label"])
+    if "weights" in record:
+        what = f"weights {record['weights']}, activations {record['activations']}"
+    lines = [f"<b>{design}{what}</b>"]
     for of in METRICS.values():
         value = record.get(of.name)
         if not (value is None or pd.isna(value) or (value == 0 and of.name in _MOSTLY_ZERO)):

@@ -10,7 +10,7 @@ import pandas as pd
 from dse.design import DesignPoint, formats_label
 from dse.metrics import METRICS
 from quantizers.recipes import ROUND, recipe_label
-from reports.text import pair_label, with_interval
+from reports.text import with_interval
 
 
 def headlines(table: pd.DataFrame, *, points: float = 1.0) -> list[str]:
@@ -31,7 +31,7 @@ def headlines(table: pd.DataFrame, *, points: float = 1.0) -> list[str]:
             best = candidates.sort_values([cost, "accuracy"], ascending=[True, False]).iloc[0]
             loss = with_interval(best.to_dict(), METRICS["accuracy_drop_points"])
             sentence += (
-                f" Cheapest {family} within {points:g} point of it: {pair_label(best)},"
+                f" Cheapest {family} within {points:g} point of it: {best['label']},"
                 f" {100 * best['accuracy']:.2f} % (loses {loss} points) at {best['luts']:.0f} LUT6 sites"
                 f"{_pauses(best)}."
             )
@@ -68,7 +68,7 @@ def best_by_bits(table: pd.DataFrame) -> list[dict[str, Any]]:
             best = candidates.sort_values(by, ascending=[name != "selection_accuracy" for name in by]).iloc[0]
             luts = best.get("luts")
             row[str(family)] = {
-                "pair": pair_label(best),
+                "pair": best["label"],
                 "recipe": recipe_label(str(best["recipe"])),
                 "candidates": len(candidates),
                 "accuracy": with_interval(best.to_dict(), METRICS["held_out_accuracy"]),
@@ -156,4 +156,6 @@ def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 _WIDTHS = ["workload", "weight_bits", "activation_bits"]
-_CHOICES = [name for name in (*(field.name for field in fields(DesignPoint)), "family") if name != "seed"]
+_CHOICES = [
+    name for name in (*(field.name for field in fields(DesignPoint)), "family", "label") if name != "seed"
+]

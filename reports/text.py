@@ -6,7 +6,6 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any
 
-from dse.design import formats_label
 from dse.metrics import Metric
 
 
@@ -17,14 +16,3 @@ def with_interval(record: Mapping[Hashable, Any], of: Metric) -> str:
     text = f"{value:.2f}" if of.percent or value != int(value) else f"{value:.0f}"
     low, high = (float(record.get(f"{of.name}_{end}", "nan")) for end in ("low", "high"))
     return text if math.isnan(low) else f"{text} [{factor * low:.1f}, {factor * high:.1f}]"
-
-
-def pair_label(row: Any) -> str:
-    """What a row of the table of results is of, as :attr:`dse.design.Design.label` writes it."""
-    group = getattr(row, "weight_group", None)
-    group = None if group is None or math.isnan(group) else int(group)
-    tokens = getattr(row, "activation_granularity", "tensor") == "token"
-    residuals = getattr(row, "residual_format", None)
-    residuals = residuals if isinstance(residuals, str) else None
-    formats = formats_label(str(row.weights), str(row.activations), group, tokens, residuals)
-    return " ".join(filter(None, (formats, getattr(row, "variant", ""))))

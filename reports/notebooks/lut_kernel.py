@@ -51,9 +51,9 @@ figures.round(2)
 pd.DataFrame(rows)[["formats", "best", "gain"]].set_index("formats").round(2)
 
 # %%
-axes = figures.plot.bar(figsize=(10, 5), width=0.85, rot=30, xlabel="weights/activations", ylabel=by.label)
+bars, axes = plt.subplots(figsize=(10, 5), layout="constrained")
+figures.plot.bar(ax=axes, width=0.85, rot=30, xlabel="weights/activations", ylabel=by.label)
 axes.legend(fontsize=8)
-axes.figure.set_layout_engine("constrained")
 plt.show()
 
 # %% [markdown]

@@ -20,8 +20,7 @@ def test_the_staircase_shows_what_can_be_had(finished_run, x, y, style):
 def test_members_at_one_place_share_a_label():
     rows = pd.DataFrame(
         {
-            "weights": ["int3", "e2m0", "e2m1"],
-            "activations": ["int3", "e2m0", "int8"],
+            "label": ["int3", "e2m0", "e2m1/int8"],
             "luts": [20, 20, 30],
             "accuracy": [0.5, 0.5, 0.75],
         }

@@ -6,7 +6,7 @@ from reports.summary import best_by_bits, cheapest_designs, headlines, over_seed
 
 def row(weights, family, luts, drop, selection, held_out, recipe="round", seed=0):
     return {
-        "workload": "net", "weights": weights, "activations": weights, "family": family, "luts": luts,
+        "workload": "net", "weights": weights, "activations": weights, "family": family, "label": weights, "luts": luts,
         "weight_bits": 4, "activation_bits": 4, "float_accuracy": 0.9, "accuracy": 0.9 - drop / 100,
         "accuracy_drop_points": drop, "accuracy_drop_points_low": drop - 0.5, "accuracy_drop_points_high": drop + 0.5,
         "recipe": recipe, "seed": seed, "selection_accuracy": selection, "held_out_accuracy": held_out,
