@@ -7,6 +7,7 @@ from hw.blocks.codes import LONGEST_RANDOM_DOT
 from hw.blocks.dot import DOT
 from hw.blocks.dsp_mac import DSP_MAC
 from hw.blocks.float_mac import FLOAT_MAC
+from hw.blocks.grouped_lookup import GROUPED_LUT_KERNEL
 from hw.blocks.lut_kernel import LUT_KERNEL
 from hw.blocks.mac import ANCHOR_DOT_LENGTH, BINNED_MAC, MAC
 from hw.blocks.mvu import MVU
@@ -25,7 +26,8 @@ __all__ = [
 ]
 
 BLOCKS: dict[str, Block] = {
-    block.name: block for block in (MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MX_DOT, MVU, LUT_KERNEL)
+    block.name: block
+    for block in (MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MX_DOT, MVU, LUT_KERNEL, GROUPED_LUT_KERNEL)
 }
 
 

@@ -10,7 +10,7 @@ from amaranth.lib import wiring
 
 from hw._checks import check_positive
 from quantizers.errors import UsageError, unknown_choice
-from quantizers.formats import Format, parse_scalar_format
+from quantizers.formats import Format, ScalarFormat, parse_scalar_format
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,16 @@ class Datasheet:
 def no_speed(component: Any, **arguments: Any) -> dict[str, float]:
     """Of blocks that tell none."""
     return {}
+
+
+def matrix_speed(weights: ScalarFormat, count: int, interval: int) -> dict[str, float]:
+    """Of a block that multiplies a matrix of *count* weights by a vector in *interval* cycles."""
+    rate = count / interval
+    return {
+        "cycles_per_vector": interval,
+        "weights_per_cycle": rate,
+        "weight_bits_per_cycle": weights.bits * rate,
+    }
 
 
 @dataclass(frozen=True)

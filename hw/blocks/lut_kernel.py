@@ -7,7 +7,15 @@ from typing import Any
 import numpy as np
 
 from hw._checks import check_positive
-from hw.blocks.block import Block, Datasheet, Parameter, Stimuli, check_optional_positive, check_text
+from hw.blocks.block import (
+    Block,
+    Datasheet,
+    Parameter,
+    Stimuli,
+    check_optional_positive,
+    check_text,
+    matrix_speed,
+)
 from hw.blocks.codes import packed, random_codes, sum_meaning, wrapped
 from hw.lut_kernel import STORAGES, SUM_MEMORIES, TABLES, TableLookupEngine, activation_words, weight_words
 from hw.reference.lut_kernel import table_lookup_matrix_vector
@@ -63,12 +71,7 @@ def _datasheet(
 def _speed(
     component: TableLookupEngine, *, weights: ScalarFormat, rows: int, columns: int, **_: Any
 ) -> dict[str, float]:
-    rate = rows * columns / component.interval
-    return {
-        "cycles_per_vector": component.interval,
-        "weights_per_cycle": rate,
-        "weight_bits_per_cycle": weights.bits * rate,
-    }
+    return matrix_speed(weights, rows * columns, component.interval)
 
 
 LUT_KERNEL = Block(

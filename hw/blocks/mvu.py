@@ -11,7 +11,7 @@ import numpy.typing as npt
 from hw._checks import check_natural, check_positive
 from hw.arith.addend import MULTIPLIERS
 from hw.arith.requantizer import Requantization
-from hw.blocks.block import Block, Datasheet, Parameter, Stimuli, check_flag, check_text
+from hw.blocks.block import Block, Datasheet, Parameter, Stimuli, check_flag, check_text, matrix_speed
 from hw.blocks.codes import packed, random_codes, sum_meaning, wrapped
 from hw.blocks.mac import ACCUMULATOR_BITS
 from hw.mvu import MEMORIES, OVERFLOWS, MatrixVectorUnit, input_words, load_words
@@ -132,13 +132,7 @@ def _datasheet(
 
 
 def _speed(component: MatrixVectorUnit, *, weights: ScalarFormat, **_: Any) -> dict[str, float]:
-    folding = component.folding
-    rate = folding.rows * folding.columns / component.interval
-    return {
-        "cycles_per_vector": component.interval,
-        "weights_per_cycle": rate,
-        "weight_bits_per_cycle": weights.bits * rate,
-    }
+    return matrix_speed(weights, component.folding.rows * component.folding.columns, component.interval)
 
 
 MVU = Block(

@@ -3,7 +3,9 @@
 from hw.lut_kernel.block_aligner import BlockAligner
 from hw.lut_kernel.encoding import TABLES, Encoding
 from hw.lut_kernel.engine import TableLookupEngine
+from hw.lut_kernel.grouped import GroupedLookupEngine
 from hw.lut_kernel.partial_sums import SUM_MEMORIES
+from hw.lut_kernel.scale_stage import ScaleStage
 from hw.lut_kernel.streams import activation_words, vector_results, weight_indices, weight_words
 from hw.lut_kernel.tables import STORAGES
 
@@ -13,6 +15,8 @@ __all__ = [
     "TABLES",
     "BlockAligner",
     "Encoding",
+    "GroupedLookupEngine",
+    "ScaleStage",
     "TableLookupEngine",
     "activation_words",
     "vector_results",

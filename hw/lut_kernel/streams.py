@@ -25,7 +25,7 @@ def weight_words(engine: TableLookupEngine, weight_codes: npt.ArrayLike) -> npt.
         UsageError: a shape that is not the engine's.
     """
     codes = np.asarray(weight_codes)
-    _check_shape("weight_codes", codes, (engine.rows, engine.columns))
+    check_shape("weight_codes", codes, (engine.rows, engine.columns))
     wide = engine.chunks * engine.groups * engine.encoding.group
     padded = np.pad(codes, [(0, engine.row_folds * engine.lanes - engine.rows), (0, wide - engine.columns)])
     indices = engine.encoding.indices(padded)
@@ -42,7 +42,7 @@ def weight_indices(engine: TableLookupEngine, words: npt.ArrayLike) -> npt.NDArr
         UsageError: not the transfers of one vector.
     """
     array = np.asarray(words)
-    _check_shape("words", array, (engine.chunks * engine.lookup_cycles, engine.lookups))
+    check_shape("words", array, (engine.chunks * engine.lookup_cycles, engine.lookups))
     shape = engine.chunks, engine.row_folds, engine.passes, engine.lanes, engine.planes, engine.groups
     parts = array.reshape(shape).transpose(2, 4, 1, 3, 0, 5)[::-1]
     indices = parts.reshape(engine.encoding.planes, engine.row_folds * engine.lanes, -1)
@@ -56,7 +56,7 @@ def activation_words(engine: TableLookupEngine, activation_codes: npt.ArrayLike)
         UsageError: a shape that is not the engine's.
     """
     codes = np.asarray(activation_codes)
-    _check_shape("activation_codes", codes, (len(codes), engine.columns))
+    check_shape("activation_codes", codes, (len(codes), engine.columns))
     wide = engine.chunks * engine.groups * engine.encoding.group
     padded = np.pad(codes, [(0, 0), (0, wide - engine.columns)])
     return padded.reshape(-1, engine.writers * engine.encoding.group)
@@ -70,11 +70,11 @@ def vector_results(engine: TableLookupEngine, outputs: npt.ArrayLike) -> npt.NDA
     """
     transfers = np.asarray(outputs)
     whole = len(transfers) // engine.row_folds
-    _check_shape("outputs", transfers, (whole * engine.row_folds, engine.lanes))
+    check_shape("outputs", transfers, (whole * engine.row_folds, engine.lanes))
     return transfers.reshape(whole, engine.row_folds * engine.lanes)[:, : engine.rows]
 
 
-def _check_shape(name: str, array: npt.NDArray[Any], wanted: tuple[int, ...]) -> None:
+def check_shape(name: str, array: npt.NDArray[Any], wanted: tuple[int, ...]) -> None:
     if array.shape != wanted:
         msg = f"{name} must be of shape {wanted}, not {array.shape}"
         raise UsageError(msg, given=array.shape, expected=[str(wanted)])

@@ -206,7 +206,7 @@ def test_synthesize_is_cost(dse):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["emit", "mca", "--weights", "int8"], "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel"),
+        (["emit", "mca", "--weights", "int8"], "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel, grouped_lut_kernel"),
         (["simulate", "mac", "--weights", "int8", "--set", "lanes=3"], "unknown parameter of block 'mac' 'lanes'"),
         (["simulate", "mac", "--weights", "e4m3fn"], "weights has codes for NaN or infinity, "),
         (["synthesize", "mac", "--weights", "int8", "--part", "xc7z02"], "unknown part 'xc7z02' "),

@@ -236,7 +236,7 @@ def test_pairs_are_named_as_the_block_reads_them() -> None:
         format_pair("mca", "int4", None)
     assert (
         _message(caught)
-        == "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel"
+        == "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel, grouped_lut_kernel"
     )
 
 
@@ -271,7 +271,7 @@ def test_parameters_are_the_defaults_with_the_settings() -> None:
         (
             "mca",
             "dot_length=4",
-            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel",
+            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel, grouped_lut_kernel",
         ),
     ],
 )

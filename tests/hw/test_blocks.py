@@ -132,7 +132,9 @@ def test_datasheet():
 def test_every_block_has_what_the_commands_need(name):
     """Stimuli and datasheet name the streams of the component, whatever the block."""
     block = BLOCKS[name]
-    fmt = block.parse_format({"dsp_mac": "int8", "lut_kernel": "int4"}.get(name, "e4m3"))
+    fmt = block.parse_format(
+        {"dsp_mac": "int8", "lut_kernel": "int4", "grouped_lut_kernel": "int4"}.get(name, "e4m3")
+    )
     arguments = {"weights": fmt, "activations": fmt, **block.parameters_with({})}
     component = block.build(**arguments)
     streams = [stream for stream, member in component.signature.members.items() if member.is_signature]
