@@ -4,8 +4,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STUDY ?= sweeps/quickstart.toml
-# One thread a process unless a benchmark asks for more: the suite must not depend on idle cores.
+# One thread a process unless a benchmark asks for more: the suite must not depend on idle cores. A process a core,
+# up to four: each loads torch. All tests of a file go to the same one, which its fixtures are made for.
 TEST_ENV := OMP_NUM_THREADS=1
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: sweep test test-all bench check install clean
 
@@ -13,10 +15,10 @@ sweep: $(VENV)/installed
 	$(BIN)/dse sweep $(STUDY)
 
 test: check
-	$(TEST_ENV) $(BIN)/python -m pytest -m "not slow"
+	$(TEST_ENV) $(PYTEST) -m "not slow"
 
 test-all: check
-	$(TEST_ENV) $(BIN)/python -m pytest
+	$(TEST_ENV) $(PYTEST)
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from quantizers.errors import UsageError, unknown_choice
 
@@ -43,6 +44,9 @@ class Geometry(ABC):
     ffn: int
     source: str
 
+    _JOINED: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"), ("gate", "up"))
+    """Matrices that multiply the same vector, and so can be one."""
+
     @property
     @abstractmethod
     def attention_matrices(self) -> tuple[Matrix, ...]:
@@ -52,6 +56,23 @@ class Geometry(ABC):
     @abstractmethod
     def feed_forward_matrices(self) -> tuple[Matrix, ...]:
         """The matrices of one layer's feed-forward network."""
+
+    @property
+    def products(self) -> tuple[Matrix, ...]:
+        """The matrices of one layer, those that multiply the same vector as one: ``q+k+v``, ``gate+up``."""
+        matrices = (*self.attention_matrices, *self.feed_forward_matrices)
+        joined: dict[tuple[str, ...], list[Matrix]] = {}
+        for matrix in matrices:
+            names = next((names for names in self._JOINED if matrix.name in names), (matrix.name,))
+            joined.setdefault(names, []).append(matrix)
+        return tuple(
+            Matrix(
+                name="+".join(matrix.name for matrix in parts),
+                rows=sum(matrix.rows for matrix in parts),
+                columns=parts[0].columns,
+            )
+            for parts in joined.values()
+        )
 
     @property
     def layer_weights(self) -> int:
@@ -138,6 +159,8 @@ class LatentDecoder(Geometry):
     rope_dim: int
     value_dim: int
     vocabulary: int
+
+    _JOINED: ClassVar[tuple[tuple[str, ...], ...]] = (("q_down", "kv_down"), ("gate", "up"))
 
     @property
     def attention_matrices(self) -> tuple[Matrix, ...]:

@@ -315,6 +315,41 @@ def _tell_costs(designs: list[BlockCost], as_json: bool) -> None:
 
 
 @app.command()
+def estimate(
+    model: Annotated[
+        str | None, typer.Argument(help="A model, such as BitNet-3B; the usual ones are listed without.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="ternary, int2, int3, int4, ... Default: as the usual ones.")
+    ] = None,
+    activations: Annotated[str, typer.Option(help="Activation format.")] = "int8",
+    part: Annotated[str, typer.Option(help="FPGA part.")] = "xc7z020",
+    context: Annotated[
+        str | None, typer.Option(help="Tokens in the KV cache, such as 1024 or 1024,8192,131072.")
+    ] = None,
+    settings: Overrides = None,
+    as_json: AsJson = False,
+) -> int:
+    """Tokens per second of a language model on the table-lookup engine, and what limits them."""
+    from dse import estimates
+
+    found = estimates.estimate(
+        model,
+        weights,
+        part=part,
+        activations=activations,
+        contexts=context,
+        settings=settings or [],
+        tell=console.log,
+    )
+    if as_json:
+        _print_json({"estimates": [row.as_json() for row in found]})
+    else:
+        console.show_estimates(found, with_inputs=model is not None)
+    return 0
+
+
+@app.command()
 def accumulator(
     workload: Annotated[str, typer.Argument(help="A workload, such as fmnist-resnet.")],
     weights: Annotated[str, typer.Option(help="Weight format, such as e2m1.")],

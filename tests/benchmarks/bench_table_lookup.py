@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from costmodel.geometries import GEOMETRIES, Decoder, LatentDecoder
-from costmodel.parts import find_part
-from costmodel.token_rate import ENGINE, SCHEMES, STANDARD, Input, find_memory, token_rate
+from dse.console import show_estimates
+from dse.estimates import estimate
 from quantizers.table_lookup.alignment import align
 from quantizers.table_lookup.gemv import (
     PlaneIndices,
@@ -163,29 +162,8 @@ def _relative(product: NDArray[np.float64], reference: NDArray[np.float64]) -> f
 
 
 def token_rates() -> None:
-    part = find_part("xc7z020")
-    memory = find_memory(part)
-    print(f"\nupper limits of decoding on {part.name}; inputs with their sources below")
-    print(f"  {'':24}{'lanes':>7}{'saturating':>12}{'GiB':>7}{'compute':>10}{'memory':>8}{'tokens/s':>10}")
-    inputs: dict[str, Input] = {}
-    for model, name in STANDARD:
-        geometry = GEOMETRIES[model]
-        if not isinstance(geometry, Decoder | LatentDecoder):
-            sys.exit(f"{model} is no decoder")
-        rate = token_rate(geometry, SCHEMES[name], part, memory, ENGINE)
-        remark = "" if rate.fits else f"   more than the {memory.capacity.value / 2**30:g} GiB there are"
-        print(
-            f"  {model + ', ' + name:24}{rate.lanes:7}{rate.saturating_lanes:12}{rate.read_bytes / 2**30:7.2f}"
-            f"{rate.compute_bound:10.1f}{rate.memory_bound:8.2f}{rate.tokens_per_second:10.2f}{remark}"
-        )
-        per_model = ("layer_weights", "head_weights", "cached_values")
-        inputs |= {f"{model}, {key}": rate.inputs[key] for key in per_model}
-        own = {key: value for key, value in rate.inputs.items() if key not in per_model}
-        inputs |= {
-            f"{name}, {key}" if hasattr(SCHEMES[name], key) else key: value for key, value in own.items()
-        }
-    for key, value in inputs.items():
-        print(f"    {key:30}{value.value:16,.10g} {value.unit:26} {value.source}")
+    print()
+    show_estimates(estimate(None, None, part="xc7z020"), with_inputs=True)
 
 
 def main() -> None:

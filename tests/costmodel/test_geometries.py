@@ -5,6 +5,7 @@ import pytest
 from costmodel.geometries import (
     GEOMETRIES,
     Decoder,
+    Geometry,
     LatentDecoder,
     Matrix,
     VisionEncoder,
@@ -76,6 +77,24 @@ def test_matrices_of_a_vision_encoder() -> None:
     model = find_geometry("SigLIP-So400m/14")
     assert isinstance(model, VisionEncoder)
     assert model.layer_weights == 27 * (4 * 1152 * 1152 + 2 * 1152 * 4304)
+
+
+def test_matrices_that_multiply_the_same_vector_are_one_product() -> None:
+    assert decoder("Llama-3-8B").products == (
+        Matrix(name="q+k+v", rows=6144, columns=4096),
+        Matrix(name="o", rows=4096, columns=4096),
+        Matrix(name="gate+up", rows=2 * 14336, columns=4096),
+        Matrix(name="down", rows=4096, columns=14336),
+    )
+    assert [m.name for m in find_geometry("MiniCPM3-4B").products] == [
+        "q_down+kv_down", "q_up", "kv_up", "o", "gate+up", "down",
+    ]  # fmt: skip
+    assert [m.name for m in find_geometry("Phi-2").products] == ["q+k+v", "o", "up", "down"]
+
+
+@pytest.mark.parametrize("geometry", list(GEOMETRIES.values()))
+def test_products_have_the_weights_of_the_matrices(geometry: Geometry) -> None:
+    assert geometry.layers * sum(m.weights for m in geometry.products) == geometry.layer_weights
 
 
 def test_every_geometry_has_a_source_and_its_own_name() -> None:

@@ -9,12 +9,14 @@ from quantizers.errors import UsageError
 def test_find_part() -> None:
     part = find_part("xc7z020")
     assert (part.family, part.luts, part.ffs, part.dsps, part.brams) == ("xc7", 53_200, 106_400, 220, 140)
+    assert part.lutrams == 17_400
 
 
 def test_parts_are_of_a_family_that_the_flow_models() -> None:
     for name, part in PARTS.items():
         assert (part.name, part.family) == (name, "xc7")
         assert part.ffs == 2 * part.luts  # four LUTs and eight flip-flops a slice
+        assert 0.25 < part.lutrams / part.luts < 0.5  # slices whose LUTs can be RAM
 
 
 def test_unknown_part_lists_the_choices() -> None:
