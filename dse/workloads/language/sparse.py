@@ -1,19 +1,18 @@
-"""Attention to a part of the tokens: blocks that each query selects (InfLLM v2), or a sliding window.
+"""Attention to the blocks of tokens that each query selects (InfLLM v2), on a language model.
 
-Stores for :func:`~.perplexity.compare`, which hold keys and values as they are and choose, for each query and
-each KV head, the tokens that it attends to: what `quantizers.kv_store.SelectsTokens` asks for.
+A store for :func:`~.perplexity.compare`: keys and values stay as they are, and for each query and each KV
+head it chooses the tokens that count (`quantizers.kv_store.SelectsTokens`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantizers.errors import UsageError
 from quantizers.kv_store import ExactStore, Seen
 from quantizers.sparse_attention import (
     BlockSelection,
@@ -27,6 +26,7 @@ from quantizers.sparse_attention import (
     token_mask,
 )
 
+_SOFTMAX = FixedSoftmax()
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
@@ -45,7 +45,12 @@ class IntegerSelection:
     key_bits: int = 8
     query_bits: int = 8
     dropped_bits: int = 0
-    softmax: FixedSoftmax = FixedSoftmax()
+    softmax: FixedSoftmax = _SOFTMAX
+
+
+def sliding_window(selection: BlockSelection) -> BlockSelection:
+    """The same number of blocks, all of them forced: the initial ones and the newest."""
+    return replace(selection, window=(selection.topk - selection.initial - 1) * selection.block)
 
 
 class SelectedBlocks(ExactStore):
@@ -119,31 +124,6 @@ class SelectedBlocks(ExactStore):
         if (exact & ~forced)[is_choice].any():
             self._agreements.append(agreement(taken[is_choice], exact[is_choice], forced[is_choice]))
         return taken
-
-
-class SlidingWindow(ExactStore):
-    """Each query attends to the first *initial* tokens and the newest *window* ones, its own among them.
-
-    Raises:
-        UsageError: *window* is not positive, or *initial* negative.
-    """
-
-    rope_before_store = True
-
-    def __init__(self, *, initial: int, window: int) -> None:
-        super().__init__()
-        if window < 1 or initial < 0:
-            msg = f"a window needs at least 1 token and no negative number of first ones, not {window}, {initial}"
-            raise UsageError(msg, given=f"{window}, {initial}")
-        self._initial, self._window = initial, window
-
-    def select(self, layer: int, queries: Tensor, seen: Seen, start: int) -> Tensor:
-        """See `quantizers.kv_store.SelectsTokens`."""
-        batch, kv_heads, tokens, _ = seen.keys[0].tensor.shape
-        query = torch.arange(start, start + queries.shape[2])[:, None]
-        token = torch.arange(tokens)
-        mask = (token <= query) & ((token < self._initial) | (token > query - self._window))
-        return mask.expand(batch, kv_heads, -1, -1)
 
 
 def _by_integers(
