@@ -116,6 +116,21 @@ class Setting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CacheUse:
+    """What the keys and values of a context take of the memory.
+
+    Attributes:
+        stored_bytes: of the whole context.
+        read_bytes: that a token reads.
+        inputs: what both rest on besides the context, by name.
+    """
+
+    stored_bytes: float
+    read_bytes: float
+    inputs: dict[str, Input]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TokenRate:
     """The estimate for one model.
 
@@ -131,8 +146,10 @@ class TokenRate:
             rows beyond the last and columns beyond the last.
         weight_bytes, cache_bytes: bytes that a token reads of weights with the output head, and of the
             keys and values of the context.
+        stored_cache_bytes: bytes of the keys and values of the whole context.
         compute_bound, memory_bound: tokens per second.
-        fits: whether both are within the memory's capacity; input embeddings are not counted.
+        fits: whether the weights and the whole cache are within the memory's capacity; input embeddings are
+            not counted.
         inputs: every number the estimate rests on, by name.
     """
 
@@ -149,6 +166,7 @@ class TokenRate:
     lane_use: float
     weight_bytes: float
     cache_bytes: float
+    stored_cache_bytes: float
     compute_bound: float
     memory_bound: float
     fits: bool
@@ -177,11 +195,14 @@ def token_rate(
     part: Part,
     memory: Memory,
     setting: Setting,
+    *,
+    cache: CacheUse | None = None,
 ) -> TokenRate:
     """The tokens per second of *geometry* at batch 1.
 
     Args:
         cost: measured of ``scheme.design``.
+        cache: in place of ``setting.cache_bits`` for every value of the context, all of them read.
 
     Raises:
         UsageError: not three lanes fit, a matrix is too wide for the engine, or no clock is known.
@@ -194,8 +215,8 @@ def token_rate(
     lookups = geometry.layer_weights + head.weights
     layer_bits = geometry.layer_weights * scheme.stored_bits.value
     weight_bytes = (layer_bits + head.weights * scheme.design.index_bits) / 8
-    cache_bytes = geometry.cached_values * setting.context.value * setting.cache_bits.value / 8
-    read = weight_bytes + cache_bytes
+    use = cache or _plain_cache(geometry, setting)
+    read = weight_bytes + use.read_bytes
     memory_bound = memory.bandwidth.value * memory.efficiency.value / read
     lutrams_limit = part.lutrams * setting.lutram_share.value
     return TokenRate(
@@ -211,12 +232,19 @@ def token_rate(
         cycles=cycles,
         lane_use=lookups / (cycles * lanes * scheme.design.weights_per_lane),
         weight_bytes=weight_bytes,
-        cache_bytes=cache_bytes,
+        cache_bytes=use.read_bytes,
+        stored_cache_bytes=use.stored_bytes,
         compute_bound=clock.value / cycles,
         memory_bound=memory_bound,
-        fits=read <= memory.capacity.value,
-        inputs=_inputs(geometry, scheme, cost, part, memory, setting),
+        fits=weight_bytes + use.stored_bytes <= memory.capacity.value,
+        inputs={**_inputs(geometry, scheme, cost, part, memory, setting), **use.inputs},
     )
+
+
+def _plain_cache(geometry: Decoder | LatentDecoder, setting: Setting) -> CacheUse:
+    """The same bits for every value, and all of them read."""
+    size = geometry.cached_values * setting.context.value * setting.cache_bits.value / 8
+    return CacheUse(stored_bytes=size, read_bytes=size, inputs={"cache_bits": setting.cache_bits})
 
 
 def _fitting_lanes(cost: LookupCost, part: Part, setting: Setting) -> int:
@@ -276,7 +304,7 @@ def _inputs(
         item.name: getattr(group, item.name)
         for group in (memory, setting)
         for item in fields(group)
-        if item.name != "clock"
+        if item.name not in ("clock", "cache_bits")
     }
     head_rows = design.head_rows(int(setting.head_bits.value))
     return {

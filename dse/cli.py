@@ -50,6 +50,9 @@ ActivationFormat = Annotated[
 ]
 Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the random stimuli.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what an earlier call wrote.")]
+TextFile = Annotated[
+    Path | None, typer.Option("--text", help="UTF-8 text. Default: the Python language reference.")
+]
 DataFolder = Annotated[Path | None, typer.Option("--data", help="Folder, or file, of the workload's data.")]
 
 
@@ -94,8 +97,8 @@ def sweep(
     as_json: AsJson = False,
 ) -> int:
     """Run a study: quantize, synthesise, draw the Pareto front. Run again to continue."""
+    from dse.any_study import load_study
     from dse.engine import make_engine
-    from dse.hardware_study import load_study
     from dse.sweep import run
     from reports import write_report
 
@@ -327,6 +330,21 @@ def estimate(
     context: Annotated[
         str | None, typer.Option(help="Tokens in the KV cache, such as 1024 or 1024,8192,131072.")
     ] = None,
+    caches: Annotated[
+        bool, typer.Option("--caches", help="A row for each usual codec of the KV cache.")
+    ] = False,
+    kv_codec: Annotated[
+        list[str] | None,
+        typer.Option(help="A codec of the KV cache, such as 'kivi(bits=4)'; may be repeated."),
+    ] = None,
+    blocks: Annotated[
+        bool | None,
+        typer.Option(
+            "--blocks/--no-blocks",
+            help="Caches with InfLLM v2's selection of blocks only, or without it only. Default: both.",
+            show_default=False,
+        ),
+    ] = None,
     settings: Overrides = None,
     as_json: AsJson = False,
 ) -> int:
@@ -340,10 +358,13 @@ def estimate(
         activations=activations,
         contexts=context,
         settings=settings or [],
+        caches=estimates.Caches.asked(caches, kv_codec or [], blocks),
         tell=console.log,
     )
     if as_json:
         _print_json({"estimates": [row.as_json() for row in found]})
+    elif found[0].cached is not None:
+        console.show_cache_estimates(found, with_inputs=model is not None)
     else:
         console.show_estimates(found, with_inputs=model is not None)
     return 0
@@ -389,29 +410,45 @@ def accumulator(
 
 @app.command()
 def verify(
-    workload: Annotated[str, typer.Argument(help="A workload, such as fmnist-vit.")],
-    layer: Annotated[str, typer.Option(help="Name of a layer with weights; a wrong one lists them.")],
-    weights: Annotated[str, typer.Option(help="Weight format, such as e2m1.")],
+    workload: Annotated[str, typer.Argument(help="A workload, such as fmnist-vit, or a language model.")],
+    layer: Annotated[
+        str | None, typer.Option(help="Name of a layer with weights; a wrong one lists them.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Weight format, such as e2m1.")] = None,
     activations: Annotated[str | None, typer.Option(help="Activation format. Default: as weights.")] = None,
     recipe: Annotated[str, typer.Option(help="Steps, such as 'gptq + bias_correction'.")] = "round",
     vectors: Annotated[int, typer.Option(min=1, help="Positions of the output to check.")] = 64,
-    block: Annotated[
-        str, typer.Option(help="mvu, or lut_kernel: tables, for weights of up to 4 bits.")
-    ] = "mvu",
+    block: Annotated[str, typer.Option(help="mvu, or lut_kernel (weights of up to 4 bits).")] = "mvu",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="A size of it: pe, simd; lanes, groups."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the positions.")] = 0,
+    codec: Annotated[
+        str | None,
+        typer.Option("--kv-codec", help="Of a language model's cache, such as 'rotated(bits=4, sinks=1)'."),
+    ] = None,
+    text: TextFile = None,
+    windows: Annotated[int, typer.Option(min=1, help="Of the text, with --kv-codec.")] = 1,
+    length: Annotated[int, typer.Option(min=16, help="Tokens of a window, with --kv-codec.")] = 512,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the positions, or the pauses of streams.")] = 0,
     data: DataFolder = None,
     as_json: AsJson = False,
 ) -> int:
-    """One layer's real inputs through simulated hardware, against the software."""
-    from dse.costing import parse_settings
+    """A layer's inputs, or a model's keys and values, through simulated hardware, against the software."""
     from dse.inspection import check_data_is_used
-    from dse.verification import verify_layer
 
     check_data_is_used(workload, data)
+    if codec is not None:
+        return _verify_cache(
+            workload, codec, layer=layer, weights=weights, seed=seed, as_json=as_json,
+            given={"text": text, "windows": windows, "length": length, "data": data},
+        )  # fmt: skip
+    from dse.costing import parse_settings
+    from dse.verification import verify_layer
+
+    if layer is None or weights is None:
+        msg = "say what to verify: --layer NAME --weights F, or --kv-codec CODEC of a language model"
+        raise UsageError(msg, expected=["--layer NAME --weights F", "--kv-codec CODEC"])
     with _stdout_to_stderr():
         found = verify_layer(
             workload,
@@ -430,6 +467,69 @@ def verify(
     else:
         console.show_verification(found)
     return EXIT_SOME_FAILED if found.mismatches else 0
+
+
+def _verify_cache(
+    model: str,
+    codec: str,
+    *,
+    layer: str | None,
+    weights: str | None,
+    given: dict[str, Any],
+    seed: int,
+    as_json: bool,
+) -> int:
+    from dse.cache_verification import verify_cache
+    from dse.caches import CacheText
+
+    if layer is not None or weights is not None:
+        msg = "--kv-codec is of the whole model; --layer and --weights do not go with it"
+        raise UsageError(msg, given=layer or weights, expected=["--kv-codec alone"])
+    with _stdout_to_stderr():
+        found = verify_cache(CacheText.of(model, **given), codec, seed=seed)
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        console.show_cache_verification(found)
+    return EXIT_SOME_FAILED if found.mismatches else 0
+
+
+@app.command()
+def diagnose(
+    model: Annotated[str, typer.Argument(help="A language model, such as smollm2-135m.")],
+    text: TextFile = None,
+    windows: Annotated[int, typer.Option(min=1, help="Of the text.")] = 2,
+    length: Annotated[int, typer.Option(min=17, help="Tokens of a window.")] = 512,
+    data: DataFolder = None,
+    as_json: AsJson = False,
+) -> int:
+    """Look at a language model's keys and values: which codecs of its cache can pay, before any is run."""
+    from dse.kv_diagnosis import diagnose_cache
+    from dse.workloads.language import load_language_model, load_text, windows_of
+
+    with _stdout_to_stderr():
+        loaded = load_language_model(model, data)
+        found = diagnose_cache(loaded, windows_of(loaded, load_text(text), length=length, count=windows))
+    if as_json:
+        _print_json({"model": model, **found.as_json()})
+    else:
+        console.show(f"{model}, {found.windows} windows of {found.window_tokens} tokens of {found.text}")
+        for sentence in found.verdict():
+            console.show(f"- {sentence}")
+    return 0
+
+
+@app.command()
+def codecs(as_json: AsJson = False) -> int:
+    """The codecs of a cache of keys and values, and their parameters."""
+    from quantizers.kv_cache.registry import SCHEMES, describe_cache_scheme
+
+    described = [describe_cache_scheme(kind) for kind in SCHEMES.values()]
+    if as_json:
+        _print_json({"codecs": described})
+    else:
+        console.show_codecs(described)
+    return 0
 
 
 @app.command()

@@ -22,7 +22,9 @@ from dse.design import setting_text
 from dse.metrics import METRICS, Figure, Provenance
 
 if TYPE_CHECKING:  # importing these loads torch, which 'dse --help' must not wait for
+    from costmodel.kv_cache import CachedRate
     from dse.accumulators import AccumulatorResult
+    from dse.cache_verification import CacheVerification
     from dse.costing import BlockCost
     from dse.estimates import Estimate
     from dse.hardware import Simulation
@@ -258,6 +260,72 @@ def show_estimates(estimates: Sequence[Estimate], *, with_inputs: bool) -> None:
             _show_inputs(rate.weights, rate.inputs, {r.context for r in rates})
 
 
+def show_cache_estimates(estimates: Sequence[Estimate], *, with_inputs: bool) -> None:
+    """For each model one row a cache and length; below, what the columns are, or every input."""
+    caches = [estimate.cached for estimate in estimates if estimate.cached is not None]
+    models: dict[tuple[str, str], list[CachedRate]] = {}
+    for cached in caches:
+        models.setdefault((cached.rate.model, cached.rate.weights), []).append(cached)
+    for (model, weights), rows in models.items():
+        first = rows[0].rate
+        show(
+            f"{model} on {first.part}: {weights} weights of {first.weight_bytes / 1e6:.0f} MB; {first.lanes} "
+            f"lanes allow {first.compute_bound:.3g} tokens/s"
+        )
+        _print_wide(_cache_table(rows))
+    show(
+        "bits: of a cached element, metadata counted; stored: MB of the whole cache, which with the weights "
+        "fits into the memory or not; read: MB of the cache, for each token; GB/s: of weights and cache, at "
+        "tokens/s; blocks: InfLLM v2's selection, for models trained for it, dense where the context is too "
+        "short for it; reader: lanes that a codec's reader must have to keep this rate, in brackets those "
+        f"that keep up with the memory where nothing is read ahead; {caches[0].reader.value:.0f} are built. "
+        "Attention scores are not counted, so these are upper limits."
+    )
+    if not with_inputs:
+        show("every input with its source: dse estimate MODEL, or --json")
+        return
+    for (_, weights), rows in models.items():
+        _show_cache_inputs(weights, rows)
+
+
+def _cache_table(rows: Sequence[CachedRate]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("context", justify="right")
+    table.add_column("cache")
+    table.add_column("blocks")
+    for heading in ("bits", "stored", "read", "GB/s", "tokens/s"):
+        table.add_column(heading, justify="right")
+    table.add_column("limit")
+    table.add_column("fits")
+    table.add_column("reader", justify="right")
+    for cached in rows:
+        rate, use = cached.rate, cached.use
+        blocks = "no" if cached.selection is None else "dense" if cached.is_dense else "yes"
+        _add(
+            table,
+            *(str(rate.context), cached.coding.name, blocks, f"{cached.coding.bits:.2f}"),
+            *(f"{use.stored_bytes / 1e6:.1f}", f"{use.read_bytes / 1e6:.1f}"),
+            *(f"{cached.bytes_per_second / 1e9:.2f}", f"{rate.tokens_per_second:.3g}"),
+            *(rate.limit, "yes" if rate.fits else "no"),
+            f"{cached.reader_lanes} ({cached.burst_reader_lanes})",
+        )
+    return table
+
+
+def _show_cache_inputs(weights: str, rows: Sequence[CachedRate]) -> None:
+    """What all rows share; then what each codec has of its own."""
+    shared = {n: v for cached in rows for n, v in cached.inputs.items() if n not in cached.coding.inputs}
+    _show_inputs(weights, shared, {cached.rate.context for cached in rows})
+    table = Table("cache", "input", box=None, pad_edge=False)
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    table.add_column("source")
+    for coding in dict.fromkeys(cached.coding for cached in rows):
+        for name, value in coding.inputs.items():
+            _add(table, coding.name, name, f"{value.value:,.6g}", value.unit, value.source)
+    _print_wide(table)
+
+
 def _show_inputs(title: str, inputs: Mapping[str, Any], contexts: set[int]) -> None:
     table = Table("input", title=Text(f"{title} weights"), title_justify="left", box=None, pad_edge=False)
     table.add_column("value", justify="right")
@@ -318,6 +386,29 @@ def show_verification(found: Verification) -> None:
             f"integer multipliers in place of real scales changed {found.rounding_differences} codes, "
             f"here and in software (largest relative error {found.largest_scale_error:.1e})"
         )
+
+
+def show_cache_verification(found: CacheVerification) -> None:
+    """What was compared, and the perplexity with what the hardware gave."""
+    show(
+        f"{found.model}, {found.codec}: {found.windows} x {found.window_tokens} tokens of {found.text}, "
+        f"{found.layers} layers"
+    )
+    show(
+        f"{found.checked} elements checked, {found.mismatches} mismatches, {found.cycles} cycles, "
+        f"{found.cycles_per_second:,.0f} cycles/s"
+    )
+    show(
+        f"perplexity {found.perplexity:.4f} with keys and values from the hardware, "
+        f"{found.software_perplexity:.4f} from the software, {found.exact_perplexity:.4f} uncompressed"
+    )
+
+
+def show_codecs(described: Sequence[Mapping[str, Any]]) -> None:
+    """Each codec as it is written with its defaults, what it does, and its source."""
+    for codec in described:
+        parameters = ", ".join(f"{name}={value}" for name, value in codec["parameters"].items())
+        show(f"{codec['name']}({parameters})\n    {codec['what']}\n    {codec['source']}".rstrip())
 
 
 def show_accumulators(result: AccumulatorResult) -> None:

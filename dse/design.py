@@ -166,12 +166,13 @@ class CachePoint(Design):
 
     Attributes:
         design: the name of the alternative that it belongs to.
-        codec: with all its parameters, as :func:`quantizers.kv_cache.registry.parse_codec` takes it.
+        codec: with its parameters, as :func:`quantizers.kv_cache.registry.parse_cache_scheme` takes it.
         evaluation: ``streaming``, where each query sees what the hardware would hold, or ``window``, where it
             sees all tokens coded.
         windows: of the text, each a sequence of its own.
         length: tokens of a window.
-        calibration_tokens: from which means, scales and matrices are made.
+        calibration_windows: from which means, scales and matrices are made.
+        rope: keys are coded after they have been rotated by their position.
         part: FPGA part of the engine that is costed.
     """
 
@@ -180,7 +181,8 @@ class CachePoint(Design):
     evaluation: str
     windows: int
     length: int
-    calibration_tokens: int
+    calibration_windows: int
+    rope: bool
     part: str
 
     @property

@@ -15,6 +15,8 @@ from pathlib import Path
 # Accuracy and cost are kept apart, so that a change of the hardware does not discard accuracies.
 _ACCURACY_TOOLS = ("brevitas", "numba", "numpy", "pillow", "torch", "torchvision")
 _ACCURACY_CODE = ("quantizers", "dse/workloads", "dse/accuracy.py", "dse/statistics.py")
+_CACHE_TOOLS = ("gguf", "tokenizers")
+_CACHE_CODE = ("quantizers", "dse/workloads/language", "dse/caches.py", "dse/cache_costs.py")
 _COST_TOOLS = ("amaranth", "pyosys")
 _COST_CODE = ("quantizers/formats.py", "hw", "costmodel", "dse/costing.py", "dse/evaluation.py")
 
@@ -40,6 +42,13 @@ def accuracy_tools() -> dict[str, str]:
 def cost_tools() -> dict[str, str]:
     """Versions that the cost of a datapath depends on."""
     return {**_versions(_COST_TOOLS), "bitfront_cost": code_digest(_COST_CODE)}
+
+
+@lru_cache(maxsize=1)
+def cache_tools() -> dict[str, str]:
+    """Versions that belong to the key of every result of a cache."""
+    versions = _versions((*_ACCURACY_TOOLS, *_CACHE_TOOLS))
+    return {**versions, "bitfront_cache": code_digest(_CACHE_CODE), **cost_tools()}
 
 
 def tool_versions() -> dict[str, str]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from dse.costing import build_block
 from dse.design import HardwarePoint, setting_text
-from dse.study import Study
-from dse.study_file import PartName, Section, StudyFile, known, listed, read_document
+from dse.study_file import (
+    PartName,
+    Section,
+    StudyFile,
+    combinations,
+    known,
+    listed,
+    names_once,
+)
 from hw.blocks import BLOCKS, find_block
 from quantizers.errors import UsageError
 
@@ -37,7 +42,7 @@ class Alternative(Section):
         block = find_block(self.block)
         for name in (*self.weights, *(self.activations or ())):
             block.parse_format(name)
-        for choice in self._choices():
+        for choice in combinations(self.parameters):
             block.parameters_with(choice)
         return self
 
@@ -47,7 +52,7 @@ class Alternative(Section):
         varied = [name for name, values in self.parameters.items() if isinstance(values, list)]
         for weights in dict.fromkeys(self.weights):
             for activations in dict.fromkeys(self.activations or [weights]):
-                for choice in self._choices():
+                for choice in combinations(self.parameters):
                     yield HardwarePoint(
                         workload=study,
                         weights=block.parse_format(weights).name,
@@ -59,12 +64,6 @@ class Alternative(Section):
                         part=part,
                     )
 
-    def _choices(self) -> list[dict[str, Any]]:
-        values = [listed(value) for value in self.parameters.values()]
-        return [
-            dict(zip(self.parameters, combination, strict=True)) for combination in itertools.product(*values)
-        ]
-
 
 class HardwareStudy(StudyFile):
     """A whole study of hardware, resolved: what ``study.json`` in a run folder holds."""
@@ -74,11 +73,7 @@ class HardwareStudy(StudyFile):
 
     @model_validator(mode="after")
     def _designs_once(self) -> HardwareStudy:
-        names = [design.name for design in self.designs]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            msg = f"design {twice[0]!r} is listed twice"
-            raise UsageError(msg, given=twice[0], expected=["each design once"])
+        names_once("design", [design.name for design in self.designs])
         return self
 
     def check(self) -> None:
@@ -97,16 +92,3 @@ class HardwareStudy(StudyFile):
     def points(self) -> list[HardwarePoint]:
         """Every point, in the order in which they run."""
         return [point for design in self.designs for point in design.points(self.name, self.part)]
-
-
-AnyStudy = Study | HardwareStudy
-
-
-def load_study(path: Path, overrides: Iterable[str] = ()) -> AnyStudy:
-    """The study of a file: of hardware alone where it lists ``designs``, else of networks.
-
-    Raises:
-        UsageError: see :meth:`dse.study_file.StudyFile.load`.
-    """
-    kind: type[AnyStudy] = HardwareStudy if "designs" in read_document(path) else Study
-    return kind.load(path, overrides)

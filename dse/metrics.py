@@ -88,6 +88,37 @@ METRICS = {
             True,
         ),
         Metric("float_accuracy", "float accuracy (%)", True, "The float network, same images.", True),
+        Metric("perplexity", "perplexity", False, "Of the text, keys and values from the cache."),
+        Metric("float_perplexity", "perplexity, exact cache", False, "The same text, nothing compressed."),
+        Metric(
+            "perplexity_increase",
+            "perplexity above that of the exact cache (%)",
+            False,
+            "Of the same predictions; interval from paired log likelihoods.",
+            True,
+        ),
+        Metric(
+            "next_token_agreement",
+            "same likeliest token (%)",
+            True,
+            "Predictions whose likeliest token is that of the exact cache.",
+            True,
+        ),
+        Metric(
+            "mean_kl_nats", "divergence (nats)", False, "Mean Kullback-Leibler divergence of predictions."
+        ),
+        Metric(
+            "bits_per_element",
+            "bits per cached element",
+            False,
+            "Stored bits of an element of keys and values in a long sequence, all metadata counted.",
+        ),
+        Metric(
+            "bits_per_element_seen",
+            "bits per cached element that queries read",
+            False,
+            "The same over all queries of a window: with first tokens and open groups that are still exact.",
+        ),
         Metric("weight_bits", "weight format (bits)", False, "Stored bits per weight of the inner layers."),
         Metric("activation_bits", "activation format (bits)", False, "Bits per activation, inner layers."),
         Metric(

@@ -12,15 +12,15 @@ from dse.metrics import Figure, Provenance
 Answers = npt.NDArray[np.bool_]
 
 # 97.5 % quantile of the standard normal: all intervals are two-sided 95 % intervals.
-_Z = 1.959964
+Z_95 = 1.959964
 
 
 def accuracy_figure(correct: Answers) -> Figure:
     """Fraction of correct answers with Wilson's interval (Wilson 1927, JASA 22:209)."""
     n = len(correct)
     p = float(correct.mean())
-    centre = (p + _Z**2 / (2 * n)) / (1 + _Z**2 / n)
-    half = _Z / (1 + _Z**2 / n) * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n**2))
+    centre = (p + Z_95**2 / (2 * n)) / (1 + Z_95**2 / n)
+    half = Z_95 / (1 + Z_95**2 / n) * math.sqrt(p * (1 - p) / n + Z_95**2 / (4 * n**2))
     # At both ends rounding could put the bound a last place beyond the value.
     return Figure(p, Provenance.MEASURED, (max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))))
 
@@ -37,6 +37,6 @@ def paired_drop(reference: Answers, answers: Answers) -> Figure:
     won = int((~reference & answers).sum())
     n = len(reference) + 2
     centre = (lost - won) / n
-    half = _Z * math.sqrt((lost + won + 1) / n - centre**2) / math.sqrt(n)
+    half = Z_95 * math.sqrt((lost + won + 1) / n - centre**2) / math.sqrt(n)
     value = (lost - won) / len(reference)
     return Figure(100 * value, Provenance.MEASURED, (100 * (centre - half), 100 * (centre + half)))

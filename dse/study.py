@@ -12,7 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dse.accuracy import settings_of
 from dse.design import DesignPoint
 from dse.evaluation import BEST_MAC, MAC_CHOICES, check_point
-from dse.study_file import FrontChoice, PartName, Section, StudyFile, known, listed
+from dse.study_file import FrontChoice, PartName, Section, StudyFile, known, listed, names_once
 from dse.workloads import check_workload
 from hw.blocks import ANCHOR_DOT_LENGTH
 from quantizers.errors import UsageError
@@ -197,11 +197,7 @@ class Study(StudyFile):
 
     @model_validator(mode="after")
     def _workloads_once(self) -> Study:
-        names = [workload.name for workload in self.workloads]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            msg = f"workload {twice[0]!r} is listed twice"
-            raise UsageError(msg, given=twice[0], expected=["each workload once"])
+        names_once("workload", [workload.name for workload in self.workloads])
         return self
 
     @model_validator(mode="after")

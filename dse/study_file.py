@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import tomllib
@@ -31,6 +32,20 @@ def known(kind: str, choices: Iterable[str]) -> BeforeValidator:
 def listed(value: Any) -> Any:
     """A single value stands for a list of one, so that a study may sweep any choice."""
     return value if isinstance(value, list) else [value]
+
+
+def combinations(parameters: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every choice of one value of each parameter; a value that is no list is the only one."""
+    values = [listed(value) for value in parameters.values()]
+    return [dict(zip(parameters, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def names_once(kind: str, names: list[str]) -> None:
+    """Raise :class:`UsageError` for a name that is listed twice."""
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        msg = f"{kind} {twice[0]!r} is listed twice"
+        raise UsageError(msg, given=twice[0], expected=[f"each {kind} once"])
 
 
 MetricName = Annotated[str, known("metric", METRICS)]

@@ -15,8 +15,11 @@ import pandas as pd
 
 from costmodel import ContentCache
 from dse.accuracy import CACHE, Source
+from dse.any_study import AnyStudy, load_study
+from dse.cache_study import CacheStudy
+from dse.caches import CacheTask, evaluate_cache
 from dse.engine import Engine, LocalEngine, Outcome
-from dse.environment import cost_tools, environment, tool_versions
+from dse.environment import cache_tools, cost_tools, environment, tool_versions
 from dse.evaluation import (
     Evaluation,
     HardwareTask,
@@ -25,7 +28,7 @@ from dse.evaluation import (
     evaluate_hardware,
     float_accuracy,
 )
-from dse.hardware_study import AnyStudy, HardwareStudy, load_study
+from dse.hardware_study import HardwareStudy
 from dse.metrics import Figure
 from dse.pareto import Front, compute_fronts
 from dse.store import Result, ResultStore, as_table, exclusive
@@ -33,6 +36,7 @@ from dse.workloads import workload_fingerprint
 from quantizers.errors import UsageError
 
 T = TypeVar("T")
+AnyTask = Task | HardwareTask | CacheTask
 
 _STUDY = "study.json"
 _RUN = "run.json"
@@ -167,9 +171,13 @@ def _open(folder: Path, store: ResultStore) -> Run:
     return Run(folder, load_study(folder / _STUDY), results, record["environment"])
 
 
-def _tasks(study: AnyStudy) -> Sequence[Task | HardwareTask]:
+def _tasks(study: AnyStudy) -> Sequence[AnyTask]:
     if isinstance(study, HardwareStudy):
         return [HardwareTask(point, cost_tools()) for point in study.points()]
+    if isinstance(study, CacheStudy):
+        text, tools = study.language.source(), cache_tools()
+        fingerprint = text.fingerprint
+        return [CacheTask(point, text, fingerprint, tools) for point in study.points()]
     # Absolute: a worker may run in another folder.
     sources = {
         w.name: Source(
@@ -193,7 +201,7 @@ def _make_folder(folder: Path) -> None:
 
 def _evaluate(
     study: AnyStudy,
-    tasks: Sequence[Task | HardwareTask],
+    tasks: Sequence[AnyTask],
     store: ResultStore,
     engine: Engine,
     progress: Progress,
@@ -204,13 +212,15 @@ def _evaluate(
     if not pending:
         return
 
-    def keep(task: Task | HardwareTask, outcome: Outcome[Evaluation]) -> None:
+    def keep(task: AnyTask, outcome: Outcome[Evaluation]) -> None:
         result = _result(task, outcome)
         store.put(result)
         progress.finished(result)
 
     of_hardware = [task for task in pending if isinstance(task, HardwareTask)]
     _for_each(engine, evaluate_hardware, of_hardware, study.point_timeout_s, keep)
+    of_caches = [task for task in pending if isinstance(task, CacheTask)]
+    _for_each(engine, evaluate_cache, of_caches, study.point_timeout_s, keep)
     of_networks = [task for task in pending if isinstance(task, Task)]
     _evaluate_networks(study, of_networks, engine, progress, keep)
 
@@ -252,7 +262,7 @@ def _for_each(
             use(tasks[outcome.index], outcome)
 
 
-def _result(task: Task | HardwareTask, outcome: Outcome[Evaluation]) -> Result:
+def _result(task: AnyTask, outcome: Outcome[Evaluation]) -> Result:
     evaluation = outcome.value
     return Result(
         key=task.key,

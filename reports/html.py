@@ -26,6 +26,8 @@ _TEMPLATES = Path(__file__).parent / "templates"
 # Columns of the table of points, in order, where the run has them.
 _TABLE_COLUMNS = (
     "workload", "family", "weights", "activations", "variant", "accuracy", "accuracy_drop_points",
+    "codec", "evaluation", "perplexity", "perplexity_increase", "next_token_agreement", "mean_kl_nats",
+    "bits_per_element_seen", "bits_per_element",
     "luts_per_weight_cycle", "luts_per_weight_bit_cycle", "weights_per_cycle", "weight_bits_per_cycle",
     "cycles_per_vector", "luts", "lut_cells", "carries",
     "ffs", "lutrams", "brams", "dsps", "accumulator_bits", "logic_delay_ns", "weight_memory_kib",

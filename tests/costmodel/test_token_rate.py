@@ -13,6 +13,7 @@ from costmodel.token_rate import (
     MEMORIES,
     SETTING,
     STANDARD,
+    CacheUse,
     Input,
     Memory,
     Setting,
@@ -108,9 +109,23 @@ def test_lut_ram_can_limit_the_lanes() -> None:
 def test_the_cache_grows_with_the_context() -> None:
     one, two = (tiny_rate(setting=replace(SLOW, context=given(n))) for n in (1000, 2000))
     assert (one.cache_bytes, two.cache_bytes) == (40_000, 80_000)
+    assert (one.stored_cache_bytes, two.stored_cache_bytes) == (40_000, 80_000)
     assert one.weight_bytes == two.weight_bytes
     assert one.cycles == two.cycles
     assert one.memory_bound > two.memory_bound
+
+
+def test_a_cache_that_is_given_takes_the_place_of_the_bits() -> None:
+    bits = given(3)
+    use = CacheUse(stored_bytes=300, read_bytes=50, inputs={"key_bits": bits})
+    rate = token_rate(TINY, SCHEME, COST, PART, MEMORY, SLOW, cache=use)
+    assert (rate.cache_bytes, rate.stored_cache_bytes, rate.read_bytes) == (50, 300, 762.5)
+    assert rate.memory_bound == 5e5 / 762.5
+    # 712.5 bytes of weights; 1000 are there.
+    assert not rate.fits
+    assert tiny_rate().fits
+    assert rate.inputs["key_bits"] is bits
+    assert "cache_bits" not in rate.inputs
 
 
 def test_every_input_is_listed_with_its_source() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from costmodel.token_rate import STANDARD
 from dse import cli
-from dse.estimates import estimate
+from dse.estimates import USUAL_CACHES, Caches, estimate
 from quantizers.errors import UsageError
 
 
@@ -92,6 +92,95 @@ def test_more_engine_than_memory_leaves_no_number_of_lanes_that_is_enough() -> N
     assert "enough_lanes" not in row.metrics
 
 
+def test_caches_are_rows() -> None:
+    rows = estimate("MiniCPM4-8B", None, part="xc7z020", caches=Caches())
+    lengths = (1024, 8192, 32_768, 131_072)
+    asked = [(n, name, blocks) for n in lengths for name in USUAL_CACHES for blocks in (False, True)]
+    found = [(row.as_json()["context"], row.as_json()["cache"], row.as_json()["blocks"]) for row in rows]
+    assert found == asked
+    assert rows[0].inputs["context"].source == "assumption"
+    by_choice = dict(zip(asked, rows, strict=True))
+
+    def metric(name: str, *choice) -> float:
+        return by_choice[choice].metrics[name].value
+
+    # 32 layers, 2 KV heads of 128: 8192 keys and 8192 values a token.
+    exact = (131_072, "exact")
+    assert metric("stored_cache_bytes", *exact, False) == metric("cache_bytes", *exact, False) == 2**32
+    assert metric("compressed_key_bytes", *exact, True) == 8191 * 8192 * 2
+    assert metric("stored_cache_bytes", *exact, True) == 2**32 + 8191 * 8192 * 2
+    assert metric("cache_bytes", *exact, True) == 96 * 64 * 32_768 + 8191 * 8192 * 2
+    assert metric("read_tokens", *exact, True) == 6144
+    kivi = (131_072, "kivi(bits=2, group=32)")
+    assert metric("bits_per_element", *kivi, False) == 3
+    assert metric("cache_bytes", *kivi, False) == 2**32 * 3 / 16
+    short = (1024, "exact")
+    assert metric("cache_bytes", *short, True) == metric("cache_bytes", *short, False)
+    assert [by_choice[(n, "exact", True)].as_json()["dense"] for n in lengths] == [True, False, False, False]
+    rates = [
+        metric("tokens_per_second", *choice) for choice in ((*exact, False), (*kivi, False), (*kivi, True))
+    ]
+    assert rates == sorted(rates)
+
+
+def test_figures_of_a_cache_hang_together() -> None:
+    (row,) = estimate(
+        "Llama-3-8B",
+        "int4",
+        part="xc7z020",
+        contexts="32768",
+        caches=Caches(["rotated(bits=3)"], blocks=False),
+    )
+    document = row.as_json()
+    figures = {name: figure["value"] for name, figure in document["metrics"].items()}
+    assert {figure["provenance"] for figure in document["metrics"].values()} == {"analytic", "calibrated"}
+    rate = figures["tokens_per_second"]
+    assert rate == min(figures["compute_tokens_per_second"], figures["memory_tokens_per_second"])
+    assert figures["bytes_per_second"] == pytest.approx(rate * figures["bytes_per_token"])
+    elements = 32_768 * 2 * 32 * 8 * 128
+    assert figures["reader_elements_per_second"] == pytest.approx(rate * elements)
+    clock = document["inputs"]["clock"]["value"]
+    assert figures["reader_lanes"] - 1 < rate * elements / clock <= figures["reader_lanes"]
+    assert figures["reader_tokens_per_second"] == pytest.approx(8 * clock / elements)
+    assert figures["burst_reader_lanes"] >= figures["reader_lanes"]
+    assert document["inputs"]["reader_lanes"]["unit"] == "elements a cycle"
+    assert document["inputs"]["key_bits"]["value"] == 3 + 8 / 128
+    assert "cache_bits" not in document["inputs"]
+
+
+def test_without_caches_nothing_of_them_is_said() -> None:
+    (row,) = estimate("BitNet-3B", None, part="xc7z020")
+    assert not {"cache", "blocks", "dense"} & row.as_json().keys()
+    assert not {"reader_lanes", "stored_cache_bytes"} & row.metrics.keys()
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted"),
+    [
+        ((False, [], None), None),
+        ((True, [], None), Caches()),
+        ((True, ["oaken"], True), Caches(["oaken"], True)),
+        ((False, ["oaken", "kivi"], False), Caches(["oaken", "kivi"], False)),
+    ],
+)
+def test_which_caches_options_ask_for(asked, wanted) -> None:
+    assert Caches.asked(*asked) == wanted
+
+
+def test_blocks_need_a_cache() -> None:
+    with pytest.raises(UsageError) as caught:
+        Caches.asked(False, [], blocks=False)
+    assert str(caught.value) == "--no-blocks is of caches: add --caches, or --kv-codec with a codec"
+
+
+def test_selections_that_are_asked_for() -> None:
+    names = [
+        ["blocks" if selection else "dense" for selection in Caches(blocks=blocks).selections]
+        for blocks in (None, True, False)
+    ]
+    assert names == [["dense", "blocks"], ["blocks"], ["dense"]]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -126,6 +215,18 @@ def test_more_engine_than_memory_leaves_no_number_of_lanes_that_is_enough() -> N
         (
             {"contexts": "8", "settings": ["context=9"]},
             "the context is given twice: --context 8 and --set context=9",
+        ),
+        (
+            {"caches": Caches(), "settings": ["cache_bits=4"]},
+            "the caches have bits of their own: --set cache_bits=4 is in the way",
+        ),
+        (
+            {"model": "MiniCPM3-4B", "weights": "int4", "caches": Caches()},
+            "MiniCPM3-4B caches latent vectors; codecs and blocks are for keys and values of heads",
+        ),
+        (
+            {"model": "SmolLM2-135M", "weights": "int4", "caches": Caches(["per_token(group=128)"])},
+            "groups of 128 do not divide the 192 channels of a token; the nearest that do have 96",
         ),
         (
             {"part": "xc7z02"},
@@ -175,6 +276,40 @@ def test_the_command_as_json(dse) -> None:
     assert row["inputs"]["bandwidth"] == {
         "value": 12.8e9, "unit": "bytes/s", "source": "64-bit DDR3-1600 of the KC705 board, UG810",
     }  # fmt: skip
+
+
+def test_the_command_lists_caches(dse) -> None:
+    code, out, _ = dse(
+        "estimate", "MiniCPM4-8B", "--context", "8192,131072", "--kv-codec", "kivi(bits=2, group=32)",
+        "--kv-codec", "exact", "--set", "capacity=8e9",
+    )  # fmt: skip
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("MiniCPM4-8B on xc7z020: ternary weights of 1768 MB; ")
+    assert lines[1].split() == [
+        "context", "cache", "blocks", "bits", "stored", "read", "GB/s", "tokens/s", "limit", "fits", "reader",
+    ]  # fmt: skip
+    table = [line.replace("(bits=2, group=32)", "").split() for line in lines[2:10]]
+    assert [row[:4] for row in table] == [
+        [context, cache, blocks, bits]
+        for context in ("8192", "131072")
+        for cache, bits in (("kivi", "3.00"), ("exact", "16.00"))
+        for blocks in ("no", "yes")
+    ]
+    assert max(map(len, lines[1:10])) <= 120
+    assert [row[9] for row in table] == ["yes"] * 8
+    rows = {tuple(line.split()[:1]): line for line in lines}
+    assert "arXiv 2506.07900" in rows["selection_topk",]
+    assert rows["context",].split()[-1] == "given"
+    assert any(line.split()[:2] == ["exact", "key_bits"] for line in lines)
+
+
+def test_the_command_lists_the_usual_caches_of_all_models(dse) -> None:
+    code, out, _ = dse("estimate", "--caches", "--no-blocks", "--context", "1024")
+    assert code == 0
+    titles = [line.partition(" on ")[0] for line in out.splitlines() if " weights of " in line]
+    assert titles == [model for model, _ in STANDARD]
+    assert sum(line.split()[1:2] == ["exact"] for line in out.splitlines()) == len(STANDARD)
 
 
 def test_an_error_as_json(dse) -> None:

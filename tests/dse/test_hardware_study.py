@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from dse.hardware_study import HardwareStudy, load_study
+from dse.any_study import load_study
+from dse.hardware_study import HardwareStudy
 from dse.study import Study
 from dse.sweep import load_run, run
 from quantizers.errors import UsageError

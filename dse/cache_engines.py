@@ -1,0 +1,139 @@
+"""The hardware of a cache's codecs: which components they are, and tokens through their simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from hw._component import Component
+from hw.kv_cache.rotated import KvRotatedReader, KvRotatedWriter
+from hw.kv_cache.round_trip import RoundTrip
+from hw.kv_cache.uniform_cache import UniformReader, UniformWriter
+from hw.verilator import VerilatedStream
+from quantizers.errors import UsageError
+from quantizers.kv_cache.codec import Centred, Codec, IntegerArray
+from quantizers.kv_cache.grouped import PerChannel, PerToken
+from quantizers.kv_cache.rotated import Rotated
+
+LANES = 8
+"""Elements of a cycle, on the way in and on the way out."""
+
+
+class NoEngineError(UsageError):
+    """There is no hardware for a codec."""
+
+
+@dataclass(frozen=True)
+class CacheEngine:
+    """The hardware of one codec.
+
+    Attributes:
+        writer, reader: make a new component each time: one can be elaborated only once.
+        between: streams from writer to reader, see :class:`hw.kv_cache.round_trip.RoundTrip`.
+    """
+
+    writer: Callable[[], Component]
+    reader: Callable[[], Component]
+    between: dict[str, str]
+
+    def round_trip(self) -> RoundTrip:
+        """Both, without a memory between them."""
+        return RoundTrip(self.writer(), self.reader(), self.between)
+
+
+def engine_of(codec: Codec) -> CacheEngine:
+    """The hardware that gives the bits of *codec*.
+
+    Raises:
+        NoEngineError: there is none.
+    """
+    if isinstance(codec, PerChannel | PerToken):
+        return _uniform(codec)
+    if isinstance(codec, Centred) and isinstance(codec.inner, Rotated):
+        return _rotated(codec.inner, codec.means)
+    if isinstance(codec, Rotated):
+        return _rotated(codec, np.zeros(codec.channels, np.int64))
+    raise _no_engine(f"{type(codec).__name__} has no hardware here")
+
+
+def _no_engine(reason: str) -> NoEngineError:
+    msg = f"{reason}; there is some of kivi, of per_token, and of rotated with whole bits"
+    return NoEngineError(msg, given=reason, expected=["kivi", "per_token", "rotated"])
+
+
+def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
+    per_channel = isinstance(codec, PerChannel)
+    group = codec.tokens if isinstance(codec, PerChannel) else codec.group
+    arguments: dict[str, Any] = {
+        "head_dim": codec.channels,
+        "bits": codec.bits,
+        "group": group,
+        "lanes": LANES,
+        "word_bits": LANES * codec.bits,
+        "per_channel": per_channel,
+    }
+    between = {"words": "words", "ranges": "ranges"}
+    UniformWriter(**arguments)
+    return CacheEngine(lambda: UniformWriter(**arguments), lambda: UniformReader(**arguments), between)
+
+
+def _rotated(codec: Rotated, means: IntegerArray) -> CacheEngine:
+    first = codec.vectors[0]
+    bits = set(first.bits)
+    alike = all(
+        (v.bits, v.scale, v.elements) == (first.bits, first.scale, first.elements) for v in codec.vectors
+    )
+    if len(bits) > 1 or not alike or any(v.gains is not None for v in codec.vectors):
+        raise _no_engine("rotated with bits or gains of each coefficient has no hardware here")
+    if len(first.signs) != first.elements:
+        raise _no_engine(f"vectors of {first.elements} elements, no power of two, have no hardware here")
+    arguments: dict[str, Any] = {
+        "means": means.reshape(len(codec.vectors), -1),
+        "signs": np.array([vector.signs for vector in codec.vectors]),
+        "lanes": LANES,
+        "bits": bits.pop(),
+        "scale": first.scale,
+    }
+    between = {"outputs": "inputs"}
+    return CacheEngine(lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between)
+
+
+@dataclass(frozen=True, eq=False)
+class Simulated:
+    """Units that went through the simulated writer and reader.
+
+    Attributes:
+        units: 16-bit integers, of the shape that was given.
+        cycles: of the simulation.
+    """
+
+    units: npt.NDArray[np.int64]
+    cycles: int
+
+
+class SimulatedCodec:
+    """A codec's hardware, compiled for simulation.
+
+    Args:
+        codec: one that :func:`engine_of` knows.
+
+    Raises:
+        NoEngineError: there is no hardware for it.
+        MissingExtraError, SimulationError: no Verilator or no compiler.
+    """
+
+    def __init__(self, codec: Codec) -> None:
+        self.channels = codec.channels
+        self._model = VerilatedStream(engine_of(codec).round_trip())
+
+    def run(self, units: IntegerArray, *, seed: int = 0) -> Simulated:
+        """Units ``(n, tokens, channels)`` of 16-bit integers, offered and taken with random pauses."""
+        words = units.reshape(-1, LANES)
+        trace = self._model.run(
+            words, output_count=len(words), seed=seed, valid_probability=0.9, ready_probability=0.9
+        )
+        return Simulated(np.asarray(trace.outputs, np.int64).reshape(units.shape), trace.cycles)

@@ -1,0 +1,316 @@
+"""Tables of the calibrated codecs: matrices, thresholds, levels, gains and bits, found from statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from quantizers.errors import UsageError
+from quantizers.kv_cache.allocation import WIDEST, allocate
+from quantizers.kv_cache.calibration import Calibration
+from quantizers.kv_cache.codebook import MAX_BITS, Gains, ScaleFormat, magnitude_sums, normal_codebook
+from quantizers.kv_cache.fixed_point import HIGHEST, LOWEST
+from quantizers.kv_cache.integers import check_range
+from quantizers.kv_cache.rotated import Rotation, padded_size
+from quantizers.kv_cache.rotation import hadamard, halvings, largest_sum, random_signs, rotate
+from quantizers.kv_cache.transform import LEVEL_BITS, MAX_ENTRY_BITS, Block
+
+FloatArray = npt.NDArray[np.float64]
+
+# A direction that never varies, or never matters, would make a matrix singular.
+_RELATIVE_FLOOR = 1e-6
+
+# A sum of magnitudes on other text may be this much larger than on the calibration text.
+_SCALE_HEADROOM = 4
+
+TEMPERING = 1.0
+"""Exponent of the importances."""
+
+FLOOR = 0.03
+"""Of the mean error, added to each coefficient's."""
+
+Spans = Sequence[slice]
+"""The channels of each vector of a layer; keys first, then values."""
+
+
+def integer_means(calibration: Calibration, layer: int) -> npt.NDArray[np.int64]:
+    """Offline means of all channels of a layer, shape (2c,)."""
+    return np.clip(np.rint(calibration.means[layer]), LOWEST, HIGHEST).astype(np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Basis:
+    """Coefficients of one vector before it is known how many bits each gets.
+
+    Attributes:
+        forward: shape (n, d): coefficients from elements.
+        inverse: shape (d, n).
+        variances: of the coefficients, shape (n,).
+        errors: what losing each costs: its variance times its importance, shape (n,).
+    """
+
+    forward: FloatArray
+    inverse: FloatArray
+    variances: FloatArray
+    errors: FloatArray
+
+    @classmethod
+    def of(cls, forward: FloatArray, covariance: FloatArray, importance: FloatArray) -> Basis:
+        """The statistics of the coefficients ``forward @ y``."""
+        inverse = np.linalg.inv(forward)
+        variances = np.einsum("ij,jk,ik->i", forward, covariance, forward, optimize=True)
+        weights = np.einsum("ji,jk,ki->i", inverse, importance, inverse, optimize=True)
+        return cls(forward, inverse, np.maximum(variances, 0), np.maximum(variances * weights, 0))
+
+
+def principal_basis(
+    covariance: FloatArray, importance: FloatArray, *, entry_bits: int, floor: float = 0.0
+) -> Basis:
+    """Coefficients that do not correlate, in the metric of *importance*; rows of integers.
+
+    With R the square root of the importance, the rows of ``U^T R`` for the eigenvectors U of
+    ``R covariance R``: the Karhunen-Loeve transform of what the loss sees. Each row is stretched so that its
+    largest entry is the largest of *entry_bits* bits, and rounded. *floor* of the mean error is added to that
+    of every coefficient, and to its variance what makes it: on other text none may be so small.
+    """
+    check_range("entry_bits", entry_bits, 4, MAX_ENTRY_BITS)
+    root = _square_root(importance)
+    _, vectors = np.linalg.eigh(root @ covariance @ root)
+    rows = vectors[:, ::-1].T @ root
+    largest = (1 << (entry_bits - 1)) - 1
+    integers = np.rint(rows * (largest / np.abs(rows).max(axis=1, keepdims=True)))
+    basis = Basis.of(integers, covariance, importance)
+    added = floor * basis.errors.mean()
+    variances = basis.variances * (1 + added / np.maximum(basis.errors, np.finfo(np.float64).tiny))
+    return Basis(basis.forward, basis.inverse, variances, basis.errors + added)
+
+
+def tempered(importance: FloatArray, units: FloatArray, exponent: float) -> FloatArray:
+    """*importance* with its eigenvalues, in units of the model's own numbers, to the power of *exponent*.
+
+    The Fisher information tells the cost of small errors that are independent of each other. Those of
+    coefficients with no bits or one are neither: they are nearly the coefficient itself, and add up over
+    tokens.
+
+    Args:
+        importance: shape (d, d), in units of the integers.
+        units: integers in 1, of each channel, shape (d,).
+        exponent: 0 gives all directions the same importance.
+    """
+    outer = np.outer(units, units)
+    values, vectors = np.linalg.eigh(importance * outer)
+    floored = np.maximum(values, max(float(values.max()), np.finfo(np.float64).tiny) * _RELATIVE_FLOOR)
+    return (vectors * floored**exponent) @ vectors.T / outer
+
+
+def _importance(calibration: Calibration, layer: int, span: slice, exponent: float) -> FloatArray:
+    units = np.exp2(np.repeat(calibration.fractions[layer], calibration.channels))[span]
+    return tempered(calibration.importances[layer, span, span], units, exponent)
+
+
+def hadamard_basis(covariance: FloatArray, importance: FloatArray, signs: npt.NDArray[np.int8]) -> Basis:
+    """The coefficients of `quantizers.kv_cache.rotation.rotate`, of vectors filled up with zeros."""
+    size, d = len(signs), len(covariance)
+    matrix = (hadamard(np.diag(signs.astype(np.int64))).T / 2.0 ** halvings(size)).astype(np.float64)
+    padding = (0, size - d)
+    filled_covariance = np.pad(covariance, [padding, padding])
+    return Basis.of(matrix, filled_covariance, np.pad(importance, [padding, padding]))
+
+
+def transforms(
+    calibration: Calibration,
+    spans: Spans,
+    *,
+    bits: float,
+    entry_bits: int = 8,
+    tempering: float = TEMPERING,
+    floor: float = FLOOR,
+) -> list[list[Block]]:
+    """For each layer the blocks of *spans*, with bits given to all coefficients of all layers at once.
+
+    Args:
+        calibration: statistics.
+        spans: channels of each block.
+        bits: an element, over all layers; there is no metadata.
+        entry_bits: of the matrices, 4 to 12.
+        tempering: see :func:`tempered`, 0 to 1.
+        floor: see :func:`principal_basis`.
+
+    Raises:
+        UsageError: more bits than the codes can take, or none at all.
+    """
+    bases = [
+        [
+            principal_basis(
+                calibration.covariances[n, span, span],
+                _importance(calibration, n, span, tempering),
+                entry_bits=entry_bits,
+                floor=floor,
+            )
+            for span in spans
+        ]
+        for n in range(calibration.layers)
+    ]
+    shares = _allocated(bases, bits, metadata=0, highest=WIDEST)
+    return [
+        [_block(basis, share, entry_bits) for basis, share in zip(layer, of_layer, strict=True)]
+        for layer, of_layer in zip(bases, shares, strict=True)
+    ]
+
+
+def rotations(
+    calibration: Calibration,
+    spans: Spans,
+    *,
+    bits: float,
+    scale_bits: int = 8,
+    seed: int = 0,
+    allocated: bool = True,
+    lowest: int = 0,
+    tempering: float = TEMPERING,
+) -> list[list[Rotation]]:
+    """For each layer a rotation of each of *spans*.
+
+    Args:
+        calibration: statistics.
+        spans: channels of each vector.
+        bits: an element, scales included. Without *allocated*: of each code, an integer.
+        scale_bits: of a vector's scale, 5 to 16.
+        seed: of the signs.
+        allocated: bits and gains of each coefficient from the statistics; False: all alike, data-oblivious.
+        lowest: bits that every coefficient has.
+        tempering: see :func:`tempered`, 0 to 1.
+
+    Raises:
+        UsageError: *bits* is no integer where it must be one, or more than the codes can take.
+    """
+    signs = [random_signs(padded_size(span.stop - span.start), seed + n) for n, span in enumerate(spans)]
+    bases = [
+        [
+            hadamard_basis(
+                calibration.covariances[n, span, span], _importance(calibration, n, span, tempering), sign
+            )
+            for span, sign in zip(spans, signs, strict=True)
+        ]
+        for n in range(calibration.layers)
+    ]
+    if allocated:
+        elements = sum(span.stop - span.start for span in spans)
+        metadata = scale_bits * len(spans) / elements
+        shares = _allocated(
+            bases, bits, metadata=metadata, highest=MAX_BITS, lowest=lowest, elements=elements
+        )
+    else:
+        if bits != int(bits):
+            msg = f"codes that are all alike have a whole number of bits, not {bits}"
+            raise UsageError(msg, given=bits, expected=[str(int(bits)), str(int(bits) + 1)])
+        shares = [[np.full(len(basis.variances), int(bits)) for basis in layer] for layer in bases]
+    found = []
+    for n, (layer, of_layer) in enumerate(zip(bases, shares, strict=True)):
+        samples = calibration.samples[n].astype(np.int64) - integer_means(calibration, n)
+        found.append(
+            [
+                _rotation(samples[:, span], sign, share, basis if allocated else None, scale_bits)
+                for span, sign, basis, share in zip(spans, signs, layer, of_layer, strict=True)
+            ]
+        )
+    return found
+
+
+def _allocated(
+    bases: list[list[Basis]],
+    bits: float,
+    *,
+    metadata: float,
+    highest: int,
+    lowest: int = 0,
+    elements: int | None = None,
+) -> list[list[npt.NDArray[np.int64]]]:
+    """Bits of every coefficient, all layers and vectors drawing on one account."""
+    errors = [basis.errors for layer in bases for basis in layer]
+    of_layer = sum(len(e) for e in errors) // len(bases) if elements is None else elements
+    total = int((bits - metadata) * of_layer * len(bases))
+    flat = allocate(np.concatenate(errors), total, lowest=lowest, highest=highest)
+    parts = iter(np.split(flat, np.cumsum([len(e) for e in errors])[:-1]))
+    return [[next(parts) for _ in layer] for layer in bases]
+
+
+def _block(basis: Basis, bits: npt.NDArray[np.int64], entry_bits: int) -> Block:
+    """Tables of the coefficients that have bits."""
+    kept = np.flatnonzero(bits)
+    spreads = np.sqrt(basis.variances[kept])
+    columns = basis.inverse[:, kept]
+    largest = (1 << (entry_bits - 1)) - 1
+    units = np.abs(columns).max(axis=0) / largest
+    books = [_codebook(int(b)) for b in bits[kept]]
+    # The largest level of all coefficients fills its 16 bits; the unit of levels is the same for all.
+    reach = max(
+        (levels[-1] * s * u for (_, levels), s, u in zip(books, spreads, units, strict=True)), default=1
+    )
+    shift = int(np.clip(np.floor(np.log2(((1 << (LEVEL_BITS - 1)) - 1) / reach)), 0, 30))
+    limit = (1 << (LEVEL_BITS - 1)) - 1
+    return Block(
+        forward=basis.forward[kept].astype(np.int64),
+        inverse=np.rint(columns / units).astype(np.int64),
+        shift=shift,
+        thresholds=tuple(_integers(t * s) for (t, _), s in zip(books, spreads, strict=True)),
+        levels=tuple(
+            _integers(np.clip(levels * (s * u * 2.0**shift), -limit, limit))
+            for (_, levels), s, u in zip(books, spreads, units, strict=True)
+        ),
+    )
+
+
+def _integers(values: FloatArray) -> tuple[int, ...]:
+    return tuple(np.rint(values).astype(np.int64).tolist())
+
+
+def _codebook(bits: int) -> tuple[FloatArray, FloatArray]:
+    """Thresholds and levels for the unit normal density, both signs.
+
+    Where `quantizers.kv_cache.codebook` ends, the levels of Panter and Dite (1951): quantiles of a normal
+    density of variance 3, next to optimal for so many bits.
+    """
+    if bits > MAX_BITS:
+        wide, count = NormalDist(0, 3**0.5), 1 << bits
+        levels = np.array([wide.inv_cdf((k + 0.5) / count) for k in range(count)])
+        return (levels[1:] + levels[:-1]) / 2, levels
+    half = normal_codebook(bits)
+    above, levels = np.array(half.thresholds), np.array(half.levels)
+    return np.concatenate([-above[::-1], [0.0], above]), np.concatenate([-levels[::-1], levels])
+
+
+def _rotation(
+    samples: npt.NDArray[np.int64],
+    signs: npt.NDArray[np.int8],
+    bits: npt.NDArray[np.int64],
+    basis: Basis | None,
+    scale_bits: int,
+) -> Rotation:
+    elements = samples.shape[1]
+    gains = None
+    reach = largest_sum(len(signs))
+    if basis is not None:
+        floor = _RELATIVE_FLOOR * max(float(basis.variances.max()), 1.0)
+        gains = Gains.equalizing(np.sqrt(np.maximum(basis.variances, floor)))
+        padded = np.pad(np.clip(samples, LOWEST, HIGHEST), [(0, 0), (0, len(signs) - elements)])
+        sums = magnitude_sums(gains.apply(rotate(padded, signs=signs)))
+        reach = max(1, _SCALE_HEADROOM * int(sums.max()))
+    return Rotation(
+        elements=elements,
+        bits=tuple(int(b) for b in bits),
+        signs=tuple(int(s) for s in signs),
+        scale=ScaleFormat.covering(reach, bits=scale_bits),
+        gains=gains,
+    )
+
+
+def _square_root(matrix: FloatArray) -> FloatArray:
+    """The symmetric square root, its eigenvalues kept away from zero."""
+    values, vectors = np.linalg.eigh(matrix)
+    floored = np.maximum(values, max(float(values.max()), np.finfo(np.float64).tiny) * _RELATIVE_FLOOR)
+    return (vectors * np.sqrt(floored)) @ vectors.T
