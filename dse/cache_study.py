@@ -48,7 +48,7 @@ class CodecAlternative(Section):
     name: Annotated[str, Field(min_length=1)]
     codec: str
     parameters: dict[str, Any] = Field(default_factory=dict)
-    evaluation: _Evaluations = Field(default_factory=lambda: ["streaming"])
+    evaluation: _Evaluations = Field(default=["streaming"])
 
     @model_validator(mode="after")
     def _of_the_codec(self) -> CodecAlternative:

@@ -130,13 +130,13 @@ def verify_cache(source: CacheText, codec: str, *, seed: int = 0) -> CacheVerifi
     simulations = [SimulatedCodec(_joined([layer[place].codec for layer in plan.layers])) for place in places]
     model, windows = model_of(source), measured_windows(source)
     exact = perplexity(model, windows)
-    watched = _with_codecs(plan, [[_Watched(stream.codec) for stream in layer] for layer in plan.layers])
-    software = perplexity(model, windows, store=CodecStore(watched))
+    watched = [[_Watched(stream.codec) for stream in layer] for layer in plan.layers]
+    software = perplexity(model, windows, store=CodecStore(_with_codecs(plan, watched)))
     replayed: list[list[Codec]] = [[] for _ in plan.layers]
     checked = mismatches = cycles = 0
     seconds = 0.0
     for place, simulation in zip(places, simulations, strict=True):
-        codecs = [layer[place].codec for layer in watched.layers]
+        codecs = [layer[place] for layer in watched]
         start = time.perf_counter()
         results, spent = _simulated(simulation, codecs, seed)
         seconds, cycles = seconds + time.perf_counter() - start, cycles + spent
@@ -187,7 +187,7 @@ def _joined(codecs: Sequence[Codec]) -> Codec:
 
 
 def _simulated(
-    simulation: SimulatedCodec, codecs: Sequence[Any], seed: int
+    simulation: SimulatedCodec, codecs: Sequence[_Watched], seed: int
 ) -> tuple[list[npt.NDArray[np.int64]], int]:
     """What comes back of all units of each layer's codec, and the cycles."""
     units = [np.concatenate(codec.units) for codec in codecs]

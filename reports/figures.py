@@ -92,7 +92,7 @@ def member_labels(front: Front) -> list[tuple[float, float, str]]:
     places = zip(scaled(front.rows[x.name], x), scaled(front.rows[y.name], y), strict=True)
     labels: dict[tuple[float, float], list[str]] = {}
     for place, row in zip(places, front.rows.itertuples(), strict=True):
-        labels.setdefault(place, []).append(row.label)
+        labels.setdefault(place, []).append(str(row.label))
     return [(*place, ", ".join(names)) for place, names in labels.items()]
 
 

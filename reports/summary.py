@@ -85,7 +85,7 @@ def cheapest_designs(table: pd.DataFrame, metric: str) -> list[dict[str, Any]]:
     not in LUTs) the ``best`` and, where there is another, ``gain``: how many times its figure the
     next best one has.
     """
-    if metric not in table or "design" not in table or table["design"].nunique() < 2:
+    if not {metric, "design", "weights"} <= set(table) or table["design"].nunique() < 2:
         return []
     rows = []
     for (weights, activations), points in table.dropna(subset=[metric]).groupby(

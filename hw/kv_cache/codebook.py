@@ -167,7 +167,7 @@ class QuantizerStage(_CodebookStage):
     @property
     def _search_age(self) -> int:
         products = self._products
-        return self._scale_age + (products.latency + len(self._book.thresholds) if products else 0)
+        return self._scale_age + (products.latency + len(self._book.thresholds) + 1 if products else 0)
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -212,10 +212,11 @@ class QuantizerStage(_CodebookStage):
         m.submodules.products = products = self._products
         m.d.comb += [products.code.eq(code), products.start.eq(start)]
         # The last step reads until the last word of its vector, while the next vectors' are written.
-        needed = len(self._book.thresholds) + self.words + self._steps - 2
+        needed = len(self._book.thresholds) + self.words + self._steps - 1
         buffers = buffer_count(needed, self.words)
         thresholds = ThresholdTables(m, products, steps=self._steps, buffers=buffers)
-        number = self._vector_number(m, there[self._search_age], buffers)
+        # One cycle ahead of the coefficients.
+        number = self._vector_number(m, there[self._search_age - 1], buffers)
         found: list[Value] = [Cat() for _ in coefficients]
         for depth in range(self._steps):
             limits = thresholds.limits(depth, number, found)

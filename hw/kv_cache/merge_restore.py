@@ -32,8 +32,8 @@ class MergeRestore(Component):
         ``rows``: input stream of ``{word, token, clears}``: the words of retained rows in the order of their
         tokens, each with the token's number; ``clears``, with the first word of a row, forgets all earlier
         rows. At most *capacity* rows may come after that, and none while tokens are restored.
-        ``merged``: input stream of ``{direction, magnitude, last}``: the words of tokens; ``last`` marks the
-        last word of the last token, after which token 0 comes again.
+        ``merged``: input stream of ``{direction, magnitude, last}``: the words of tokens; ``last``, with the
+        last word of a token, says that token 0 comes next.
         ``restored``: output stream of words of elements.
 
     A word a cycle; :attr:`latency` cycles.
@@ -102,8 +102,8 @@ class MergeRestore(Component):
         ]
         next_row, is_match = Signal(range(self.capacity + 1)), Signal()
         next_token = self._keep_tokens(m, next_row)
-        self._count_tokens(m, taken, next_row, next_token, is_match)
-        row = self._keep_words(m, taken, is_match)
+        is_end = self._count_tokens(m, taken, next_row, next_token, is_match)
+        row = self._keep_words(m, taken & is_match, is_end)
         self._add_lanes(m, advance, is_match, row)
         return m
 
@@ -129,7 +129,8 @@ class MergeRestore(Component):
 
     def _count_tokens(
         self, m: Module, taken: Value, next_row: Signal, next_token: Value, is_match: Signal
-    ) -> None:
+    ) -> Value:
+        """Whether this cycle's word is the last one of all tokens."""
         token, column = Signal(self._token_bits), Signal(range(self.words_per_vector))
         ends = step(m, column, self.words_per_vector, taken)
         m.d.comb += is_match.eq(next_token == Cat(token, C(0, 1)))
@@ -137,8 +138,9 @@ class MergeRestore(Component):
             m.d.sync += [token.eq(token + 1), next_row.eq(next_row + is_match)]
             with m.If(self.merged.payload.last):
                 m.d.sync += [token.eq(0), next_row.eq(0)]
+        return ends & self.merged.payload.last
 
-    def _keep_words(self, m: Module, taken: Value, is_match: Value) -> Value:
+    def _keep_words(self, m: Module, moves: Value, is_end: Value) -> Value:
         """The next word of the retained rows, fetched ahead."""
         depth = self.capacity * self.words_per_vector
         m.submodules.words = words = memory.Memory(
@@ -152,11 +154,11 @@ class MergeRestore(Component):
             write.en.eq(self.rows.valid),
             write.addr.eq(first),
             write.data.eq(self.rows.payload.word.as_value()),
-            following.eq(place + (taken & is_match)),
+            following.eq(place + moves),
         ]
         with m.If(self.rows.valid):
             m.d.sync += end.eq(first + 1)
-        with m.If(taken & self.merged.payload.last):
+        with m.If(is_end):
             m.d.comb += following.eq(0)
         m.d.sync += place.eq(following)
         m.d.comb += [read.addr.eq(following), read.en.eq(1)]

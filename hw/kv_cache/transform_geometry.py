@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,10 @@ from quantizers.kv_cache.fixed_point import BITS, HIGHEST, LOWEST
 from quantizers.kv_cache.integers import check_integers, check_range
 from quantizers.kv_cache.transform import MAX_CODE_BITS, MAX_ENTRY_BITS, Block
 
-Means = npt.ArrayLike | None
+Means: TypeAlias = npt.ArrayLike | None
+"""Of the elements of a token, 16-bit integers."""
+
+_T = TypeVar("_T")
 
 MIN_ENTRY_BITS = 2
 
@@ -123,9 +127,16 @@ def coefficient_widths(blocks: Sequence[Block], coefficients: int) -> list[int]:
     return [width for block in blocks for width in _filled(block.widths, coefficients, 0)]
 
 
+def crosses_word(widths: Sequence[int], word_bits: int) -> bool:
+    """Whether the last code begins in one word and ends in the next."""
+    return sum(widths[:-1]) % word_bits + widths[-1] > word_bits
+
+
 def stacked(matrices: Sequence[npt.NDArray[np.int64]], *, rows: int, columns: int) -> npt.NDArray[np.int64]:
     """Matrices of any size filled up with zeros, shape (matrices, rows, columns)."""
-    return np.stack([np.pad(some, [(0, rows - some.shape[0]), (0, columns - some.shape[1])]) for some in matrices])
+    return np.stack(
+        [np.pad(some, [(0, rows - some.shape[0]), (0, columns - some.shape[1])]) for some in matrices]
+    )
 
 
 def stage_thresholds(blocks: Sequence[Block], stage: int, *, bits: int) -> list[int]:
@@ -147,11 +158,14 @@ def level_words(blocks: Sequence[Block], coefficients: int) -> list[int]:
     """The levels of all coefficients as 16-bit words; a zero for those without bits."""
     mask = (1 << BITS) - 1
     return [
-        level & mask for block in blocks for levels in _filled(block.levels, coefficients, (0,)) for level in levels
+        level & mask
+        for block in blocks
+        for levels in _filled(block.levels, coefficients, (0,))
+        for level in levels
     ]
 
 
-def _filled(values: Sequence, count: int, value: object) -> list:
+def _filled(values: Sequence[_T], count: int, value: _T) -> list[_T]:
     return [*values, *[value] * (count - len(values))]
 
 

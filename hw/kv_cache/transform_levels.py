@@ -103,7 +103,9 @@ class LevelLookup(Component):
     def _memory(
         self, m: Module, name: str, number: int, shape: Shape, attrs: dict[str, str]
     ) -> memory.Memory:
-        m.submodules[name] = table = memory.Memory(shape=shape, depth=self.sizes[number], init=[], attrs=attrs)
+        m.submodules[name] = table = memory.Memory(
+            shape=shape, depth=self.sizes[number], init=[], attrs=attrs
+        )
         write = table.write_port()
         m.d.comb += [
             write.en.eq(self.write[number]),

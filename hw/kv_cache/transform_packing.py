@@ -84,7 +84,7 @@ class MixedUnpacker(Component):
     Ports: ``inputs``: stream of words. ``width``, ``is_last`` in: of the code that is next. ``outputs``:
     stream of codes, zeros above the width. A code a cycle, from the cycle after the one in which its word was
     taken; where a record's last code goes on in a word of its own, the next record begins a cycle later.
-    ``inputs.ready`` depends on ``outputs.ready`` in the same cycle, and ``outputs.valid`` on ``inputs.valid``.
+    ``inputs.ready`` follows ``outputs.ready``, and ``outputs.valid`` ``inputs.valid``, in the same cycle.
 
     Args:
         max_bits: of a code.

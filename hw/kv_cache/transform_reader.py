@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from amaranth.hdl import Module, Signal, Value, signed
 from amaranth.lib import data, stream
 from amaranth.lib.wiring import In, Out, connect, flipped
@@ -16,6 +15,7 @@ from hw.kv_cache.transform_geometry import (
     Means,
     TransformGeometry,
     coefficient_widths,
+    crosses_word,
     level_words,
     stacked,
 )
@@ -98,23 +98,23 @@ class TransformReader(Component):
 
     def interval(self, blocks: Sequence[Block]) -> int:
         """Cycles from token to token: the most of its codes, and one if the last one goes on in a word of its
-        own, and of the folds of its vectors, each of which takes the cycles of its columns or its elements."""
-        folding = self._unit.folding
+        own, and of the folds of its vectors, each of which takes the cycles of its columns or its elements.
+        """
         widths = coefficient_widths(blocks, self.geometry.coefficients)
-        crosses = sum(widths[:-1]) % self._word_bits + widths[-1] > self._word_bits
-        folds = folding.row_folds * max(folding.column_folds, folding.pe)
-        return max(len(widths) + crosses, self.geometry.matrices * folds)
+        return max(
+            len(widths) + crosses_word(widths, self._word_bits), self.geometry.matrices * self._vector_folds
+        )
 
     @property
     def latency(self) -> int:
-        """Cycles of a token of one matrix from the one in which its first word was taken to the first in which
-        its last word of elements is offered, where the reader was idle and nothing waits outside."""
-        folding = self._unit.folding
-        arrives = self.geometry.coefficients + self._lookup.latency
-        folds = folding.row_folds * max(folding.column_folds, folding.pe)
-        summed = arrives + self._unit.latency - 1 + folds - max(0, folding.column_folds - folding.pe)
+        """Cycles from the one in which a token's first word was taken to the first in which its last word of
+        elements is offered, where the reader was idle and nothing waits outside."""
+        folding, n = self._unit.folding, self.geometry.coefficients
+        arrives = (self.geometry.matrices - 1) * max(n, self._vector_folds) + n + self._lookup.latency
+        # No sums come after the last ones: these need not wait for a fold's columns.
+        summed = self._unit.latency - 1 + self._vector_folds - max(0, folding.column_folds - folding.pe)
         centring = SaturatingOffset.latency if self.geometry.has_means else 0
-        return summed + ShiftRounder.latency + centring + 1
+        return arrives + summed + ShiftRounder.latency + centring + 1
 
     @property
     def load_count(self) -> int:
@@ -189,6 +189,12 @@ class TransformReader(Component):
         for part in (lookup, rounder):
             m.d.comb += [part.address.eq(router.address), part.word.eq(router.word)]
         return m
+
+    @property
+    def _vector_folds(self) -> int:
+        """Cycles from vector to vector, where its codes come fast enough."""
+        folding = self._unit.folding
+        return folding.row_folds * max(folding.column_folds, folding.pe)
 
     @property
     def _sizes(self) -> list[int]:

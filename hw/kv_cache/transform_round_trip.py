@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from amaranth.hdl import Module
 from amaranth.lib.wiring import connect, flipped
 
 from hw._component import Component
+from hw.kv_cache.transform_geometry import Means
 from hw.kv_cache.transform_reader import TransformReader
 from hw.kv_cache.transform_writer import TransformWriter
+from quantizers.kv_cache.transform import Block
 
 
 class TransformRoundTrip(Component):
@@ -29,6 +32,17 @@ class TransformRoundTrip(Component):
                 "outputs": reader.signature.members["outputs"],
             }
         )
+
+    def loads(self, blocks: Sequence[Block], means: Means = None) -> dict[str, list[int]]:
+        """What the load streams are offered first, by their names, for the blocks of a token and its means.
+
+        Raises:
+            UsageError: they do not fit the geometry.
+        """
+        return {
+            "writer_load": self._writer.load_words(blocks, means),
+            "reader_load": self._reader.load_words(blocks, means),
+        }
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

@@ -15,6 +15,7 @@ from hw.kv_cache.transform_geometry import (
     Means,
     TransformGeometry,
     coefficient_widths,
+    crosses_word,
     stacked,
     stage_thresholds,
 )
@@ -43,7 +44,8 @@ class TransformWriter(Component):
         ``words``: stream of words of packed codes. The codes of a token lie one after the other, from a new
             word on; what is left of the last word is zero.
 
-    Cycles: see :attr:`interval` and :meth:`latency`.
+    Cycles: see :attr:`interval` and :meth:`latency`. With *pe* above the cycles of a row's columns the first
+    tokens may be a few cycles late, at most the difference together.
 
     Args:
         geometry: what there must be room for.
@@ -103,22 +105,19 @@ class TransformWriter(Component):
         since there are means, or words of another size than *simd*), and of its folds, each of which takes
         the cycles of its columns or those of its coefficients.
         """
-        folding, d = self._unit.folding, self.geometry.elements
-        incoming = d if self._is_serial else folding.column_folds
-        last = self.geometry.coefficients - (folding.row_folds - 1) * folding.pe
-        return self.geometry.matrices * max(incoming, self._early_folds + max(folding.column_folds, last))
+        return self.geometry.matrices * self._vector_interval
 
     def latency(self, blocks: Sequence[Block]) -> int:
-        """Cycles of a token of one matrix from the one in which its first word was taken to the first in which
-        its last word of codes is offered, where the writer was idle and nothing waits outside."""
+        """Cycles from the one in which a token's first word was taken to the first in which its last word of
+        codes is offered, where the writer was idle and nothing waits outside; fewer where the last
+        coefficients have no bits."""
         folding, d = self._unit.folding, self.geometry.elements
         centring = SaturatingOffset.latency if self.geometry.has_means else 0
         arrives = d + centring if self._is_serial else folding.column_folds - 1
-        last = self.geometry.coefficients - (folding.row_folds - 1) * folding.pe
-        searched = arrives + self._unit.latency - 1 + self._early_folds + last + self._search.latency
+        coded = self._unit.latency - 1 + self._early_folds + self._last_rows + self._search.latency
         widths = coefficient_widths(blocks, self.geometry.coefficients)
-        before = sum(widths[:-1]) % self._word_bits
-        return searched + 1 + (before + widths[-1] > self._word_bits)
+        goes_on = crosses_word(widths, self._word_bits)
+        return (self.geometry.matrices - 1) * self._vector_interval + arrives + coded + 1 + goes_on
 
     def word_count(self, blocks: Sequence[Block]) -> int:
         """Words of a token."""
@@ -183,6 +182,19 @@ class TransformWriter(Component):
     def _is_serial(self) -> bool:
         """Whether elements go one by one before they meet the matrix."""
         return self.geometry.has_means or self._lanes != self._unit.folding.simd
+
+    @property
+    def _vector_interval(self) -> int:
+        """Cycles from vector to vector."""
+        columns = self._unit.folding.column_folds
+        incoming = self.geometry.elements if self._is_serial else columns
+        return max(incoming, self._early_folds + max(columns, self._last_rows))
+
+    @property
+    def _last_rows(self) -> int:
+        """Rows of the last fold."""
+        folding = self._unit.folding
+        return folding.rows - (folding.row_folds - 1) * folding.pe
 
     @property
     def _early_folds(self) -> int:

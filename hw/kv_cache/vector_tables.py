@@ -5,6 +5,7 @@ from __future__ import annotations
 from amaranth.hdl import Cat, Module, Mux, Signal, Value, unsigned
 from amaranth.lib import memory
 
+from hw.arith._shapes import register
 from hw.kv_cache.scale import ScaledConstants
 from hw.lut_kernel.tables import LUTRAM
 
@@ -14,7 +15,8 @@ class ThresholdTables:
 
     The first comparison of every coefficient is with the middle one of all thresholds, the next one with that
     of the half that is left, and so on. All lanes share the tables of the first two comparisons; from the
-    third one on each lane has its own, read at what it has found.
+    third one on each lane has its own, read at what it has found. What is shared goes to many lanes, and is
+    read a cycle ahead for that.
 
     Args:
         m: of the tables.
@@ -32,7 +34,7 @@ class ThresholdTables:
 
         Args:
             depth: of the step, from 0.
-            number: of the vector, modulo the buffers.
+            number: of the vector of the next cycle, modulo the buffers.
             found: of each lane the results so far, the newest one in the lowest bit.
         """
         low = self._steps - 1 - depth
@@ -40,12 +42,16 @@ class ThresholdTables:
         option = place[low + 1 :]
         enable = self._products.write & place[low] & ~place[:low].any()
         if depth > 1:
+            current = register(self._m, number)
             return [
-                self._table(f"limits{depth}_{lane}", Cat(option, self._written), enable, Cat(bits, number))
+                self._table(f"limits{depth}_{lane}", Cat(option, self._written), enable, Cat(bits, current))
                 for lane, bits in enumerate(found)
             ]
         common = [
-            self._table(f"limits{depth}_{index}", self._written, enable & (option == index), number)
+            register(
+                self._m,
+                self._table(f"limits{depth}_{index}", self._written, enable & (option == index), number),
+            )
             for index in range(1 << depth)
         ]
         return common * len(found) if depth == 0 else [Mux(bits[0], common[1], common[0]) for bits in found]

@@ -30,7 +30,7 @@ _SCALE_HEADROOM = 4
 TEMPERING = 1.0
 """Exponent of the importances."""
 
-FLOOR = 0.03
+FLOOR = 0.0
 """Of the mean error, added to each coefficient's."""
 
 Spans = Sequence[slice]
@@ -61,7 +61,7 @@ class Basis:
     @classmethod
     def of(cls, forward: FloatArray, covariance: FloatArray, importance: FloatArray) -> Basis:
         """The statistics of the coefficients ``forward @ y``."""
-        inverse = np.linalg.inv(forward)
+        inverse = np.linalg.inv(forward).astype(np.float64)
         variances = np.einsum("ij,jk,ik->i", forward, covariance, forward, optimize=True)
         weights = np.einsum("ji,jk,ki->i", inverse, importance, inverse, optimize=True)
         return cls(forward, inverse, np.maximum(variances, 0), np.maximum(variances * weights, 0))

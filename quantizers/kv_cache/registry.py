@@ -54,10 +54,11 @@ class CacheScheme:
         self.kept  # noqa: B018 -- checks its values
 
     def __str__(self) -> str:
+        """The bits, and what is not as by default."""
         changed = [
             f"{item.name}={_toml(getattr(self, item.name))}"
             for item in sorted(fields(self), key=lambda f: f.name in _OPTIONS)
-            if getattr(self, item.name) != item.default
+            if item.name == "bits" or getattr(self, item.name) != item.default
         ]
         return f"{self.name}({', '.join(changed)})" if changed else self.name
 

@@ -62,7 +62,7 @@ def test_both_directions_and_their_cycles(size, lanes, bits):
     trace = simulate_stream(quantizer, problem.words, output_count=count)
     assert trace.outputs == problem.coded
     words, tree = size // lanes, lanes.bit_length() - 1
-    search = 2 ** (bits - 1) - 1 + product_latency(bits, size) + bits - 1 if bits > 1 else 0
+    search = 2 ** (bits - 1) - 1 + product_latency(bits, size) + bits if bits > 1 else 0
     assert quantizer.latency == 1 + tree + words + 3 + search
     assert trace.cycles == quantizer.cycles(10) == count + quantizer.latency
 

@@ -20,7 +20,7 @@ SCHEMES = [
     "rotated(bits=3.5, allocated=true)",
     "transform(bits=3.5)",
     "transform(bits=2.5, span='side')",
-    "transform(bits=2.25, span='joint', entry_bits=10)",
+    "transform(bits=2.25, span='joint', entry_bits=10, tempering=0.0)",
 ]
 
 

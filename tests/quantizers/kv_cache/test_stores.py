@@ -32,7 +32,7 @@ SCHEMES = [
     "rotated(bits=4, allocated=true)",
     "transform(bits=3.5)",
     "transform(bits=2.5, span='side')",
-    "transform(bits=2.25, span='joint')",
+    "transform(bits=2.25, span='joint', tempering=0.0)",
 ]
 OPTIONS = {"sinks": 2, "residual": 3, "means": True}
 
