@@ -24,7 +24,8 @@ class LanguageChoice(Section):
     """The model, and the text that it is measured on.
 
     ``text`` and ``calibration_text`` are files; without them the text is the Python language reference, and
-    the calibration windows are those of the text after the measured ones. ``rope``: keys are coded after they
+    the calibration windows are those of the text after the measured ones. ``skip``: windows before these.
+    ``rope``: keys are coded after they
     have been rotated by their position, so that they need not be rotated when they are read.
     """
 
@@ -33,6 +34,7 @@ class LanguageChoice(Section):
     text: Path | None = None
     windows: int = Field(6, ge=1)
     length: int = Field(512, ge=16)
+    skip: int = Field(0, ge=0)
     calibration_text: Path | None = None
     calibration_windows: int = Field(CALIBRATION_WINDOWS, ge=1)
     rope: bool = False
@@ -67,6 +69,7 @@ class CodecAlternative(Section):
                     evaluation=evaluation,
                     windows=language.windows,
                     length=language.length,
+                    skip=language.skip,
                     calibration_windows=language.calibration_windows,
                     rope=language.rope,
                     part=part,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class CacheText:
     Attributes:
         model, data: see :func:`dse.workloads.language.load_language_model`.
         text: file; ``None`` for the Python language reference.
-        windows, length: the first so many windows of so many tokens.
+        windows, length: so many windows of so many tokens.
+        skip: windows of the text that come before them and are not used.
         calibration_text: file; ``None`` for the windows of *text* that follow the measured ones.
         calibration_windows: of the same length.
         rope: keys are rotated by their position before they are coded.
@@ -54,6 +55,7 @@ class CacheText:
     windows: int
     length: int
     calibration_windows: int
+    skip: int = 0
     rope: bool = False
     data: str | None = None
     text: str | None = None
@@ -70,6 +72,7 @@ class CacheText:
         length: int,
         calibration_text: Path | None = None,
         calibration_windows: int = CALIBRATION_WINDOWS,
+        skip: int = 0,
         rope: bool = False,
     ) -> CacheText:
         """With files by any path."""
@@ -78,6 +81,7 @@ class CacheText:
             windows=windows,
             length=length,
             calibration_windows=calibration_windows,
+            skip=skip,
             rope=rope,
             data=_absolute(data),
             text=_absolute(text),
@@ -89,7 +93,7 @@ class CacheText:
         """Hash of all contents and choices."""
         texts = [load_text(_path(name)).sha256 for name in (self.text, self.calibration_text)]
         model = language_fingerprint(self.model, _path(self.data))
-        numbers = (self.windows, self.length, self.calibration_windows)
+        numbers = (self.windows, self.length, self.calibration_windows, self.skip)
         return text_sha256(model, *texts, *map(str, (*numbers, self.calibration_text is None, self.rope)))
 
 
@@ -187,16 +191,17 @@ def model_of(source: CacheText) -> LanguageModel:
 
 @lru_cache(maxsize=2)
 def measured_windows(source: CacheText) -> Windows:
-    """The first windows of the text."""
+    """The windows that codecs are measured on."""
     text = load_text(_path(source.text))
-    return windows_of(model_of(source), text, length=source.length, count=source.windows)
+    found = windows_of(model_of(source), text, length=source.length, count=source.skip + source.windows)
+    return replace(found, tokens=found.tokens[source.skip :])
 
 
 def _calibration_windows(source: CacheText) -> tuple[torch.Tensor, str]:
     """Windows, and what they are in words."""
     own = source.calibration_text is None
     text = load_text(_path(source.text if own else source.calibration_text))
-    first = source.windows if own else 0
+    first = source.skip + source.windows if own else 0
     count = first + source.calibration_windows
     windows = windows_of(model_of(source), text, length=source.length, count=count)
     named = f"windows {first + 1} to {count} of {source.length} tokens of {text.name}"

@@ -171,6 +171,7 @@ class CachePoint(Design):
             sees all tokens coded.
         windows: of the text, each a sequence of its own.
         length: tokens of a window.
+        skip: windows of the text before the measured ones.
         calibration_windows: from which means, scales and matrices are made.
         rope: keys are coded after they have been rotated by their position.
         part: FPGA part of the engine that is costed.
@@ -181,6 +182,7 @@ class CachePoint(Design):
     evaluation: str
     windows: int
     length: int
+    skip: int
     calibration_windows: int
     rope: bool
     part: str

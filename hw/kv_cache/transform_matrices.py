@@ -46,6 +46,7 @@ class MatricesInTurn(Component):
         simd: columns of a cycle.
         memory: of the weights: ``lutram``, ``bram`` or ``registers``.
         multipliers: ``luts`` or ``dsps``.
+        name: of the modules of its processing elements: another one for each unit of a design.
 
     Raises:
         UsageError: an argument is of the wrong kind or out of range.
@@ -63,12 +64,13 @@ class MatricesInTurn(Component):
         simd: int,
         memory: str = "bram",
         multipliers: str = "luts",
+        name: str = "element",
     ) -> None:
         check_positive("matrices", matrices)
         self.folding = Folding(rows=rows, columns=columns, pe=pe, simd=simd)
         if memory not in MEMORIES:
             raise unknown_choice("memory", memory, MEMORIES)
-        self._weight_bits = weights.bits
+        self._name, self._weight_bits = name, weights.bits
         # Each matrix begins a new fold.
         stacked_rows = matrices * self.folding.row_folds * pe
         self._stacked = Folding(rows=stacked_rows, columns=columns, pe=pe, simd=simd)
@@ -145,7 +147,7 @@ class MatricesInTurn(Component):
         ]
         step(m, address, self._stacked.cycles, issues)
         marks = self._marks(m, now, advance)
-        add_alike(m, "element", self._elements, platform)
+        add_alike(m, self._name, self._elements, platform)
         for lane, element in enumerate(self._elements):
             m.d.comb += [
                 element.advance.eq(advance),

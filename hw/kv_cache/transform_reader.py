@@ -41,7 +41,8 @@ class TransformReader(Component):
         ``words``: stream as the writer gives it.
         ``outputs``: stream of words of *lanes* 16-bit elements; the vectors of a token in turn.
 
-    Cycles: see :meth:`interval` and :attr:`latency`.
+    Cycles: see :meth:`interval` and :attr:`latency`. With *pe* above the cycles of a row's columns the first
+    tokens may be a few cycles late, at most the difference together.
 
     Args:
         geometry: what there must be room for.
@@ -86,6 +87,7 @@ class TransformReader(Component):
             simd=simd,
             memory=memory,
             multipliers=multipliers,
+            name="inverse_element",
         )
         width = max(len(self._unit.load.payload), LEVEL_BITS)
         super().__init__(

@@ -83,6 +83,7 @@ class TransformWriter(Component):
             simd=simd,
             memory=memory,
             multipliers=multipliers,
+            name="forward_element",
         )
         self._search = ThresholdSearch(
             shape=self._unit.sum_shape, coefficients=geometry.token_coefficients, slots=geometry.slots

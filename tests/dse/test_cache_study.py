@@ -38,6 +38,7 @@ def test_points():
         evaluation="streaming",
         windows=2,
         length=32,
+        skip=0,
         calibration_windows=2,
         rope=False,
         part="xc7z020",

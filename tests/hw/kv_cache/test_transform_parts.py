@@ -79,7 +79,6 @@ def test_search(valid, ready):
     """Sums right below, at and above every threshold, and the extremes."""
     rng = np.random.default_rng(2)
     blocks = [random_block(rng, d=4, n=n, max_bits=bits) for n, bits in ((5, 4), (3, 2))]
-    blocks[0].widths
     widths = [*blocks[0].widths, *blocks[1].widths, 0, 0]
     slots = [sum(width > stage for width in widths) for stage in range(4)]
     search = ThresholdSearch(shape=signed(26), coefficients=10, slots=slots)
