@@ -230,7 +230,7 @@ def _metrics(found: Measured) -> dict[str, Figure]:
 
 
 def bits_seen(plan: CachePlan, length: int) -> float:
-    """Bits of an element that the queries of a window read, on average: what waits in an open group, and first
+    """Bits of an element that queries of a window read, on average: what waits in an open group, and first
     tokens that stay exact, count with their 16 bits in every query that sees them so."""
     tokens = range(1, length + 1)
     return sum(count * plan.bits_per_element_at(count) for count in tokens) / sum(tokens)

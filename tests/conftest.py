@@ -33,6 +33,24 @@ def run_of_recipes(tmp_path_factory):
     return _small_run(tmp_path_factory.mktemp("runs") / "recipes", ["round", "gptq + bias_correction"])
 
 
+@pytest.fixture(scope="session")
+def run_of_caches(tmp_path_factory):
+    """Three codecs on a tiny language model of random weights."""
+    from dse.cache_study import CacheStudy
+    from dse.sweep import run
+    from tests.dse.cache_codecs import cache_codecs
+    from tests.dse.workloads_language.tiny_folder import tiny_model_folder
+
+    folder = tmp_path_factory.mktemp("caches")
+    model, text = tiny_model_folder(folder)
+    language = {"model": f"hf:{model}", "text": text, "windows": 2, "length": 32, "calibration_windows": 2}
+    fronts = [{"x": "bits_per_element_seen", "y": "perplexity"}, {"x": "luts", "y": "bits_per_element"}]
+    study = CacheStudy.parse(
+        {"name": "cache", "language": language, "codecs": cache_codecs(), "fronts": fronts}
+    )
+    return run(study, folder / "run")
+
+
 def _small_run(folder, recipes):
     from dse.study import Study
     from dse.sweep import run

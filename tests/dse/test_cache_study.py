@@ -8,12 +8,9 @@ from dse.design import CachePoint
 from dse.sweep import load_run, run
 from quantizers.errors import UsageError
 from reports import write_report
-from tests.dse.workloads_language.tiny_folder import tiny_model_folder
+from tests.dse.cache_codecs import cache_codecs
 
-CODECS = [
-    {"name": "KIVI", "codec": "kivi", "parameters": {"bits": [2, 4], "group": 8}, "evaluation": ["streaming", "window"]},
-    {"name": "transform", "codec": "transform", "parameters": {"bits": 3.25, "sinks": 1}},
-]  # fmt: skip
+CODECS = cache_codecs()
 FRONT = {"x": "bits_per_element_seen", "y": "perplexity"}
 
 
@@ -79,11 +76,8 @@ def test_a_model_that_is_not_there(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_sweep(tmp_path):
-    folder, text = tiny_model_folder(tmp_path)
-    language = {"model": f"hf:{folder}", "text": text, "windows": 2, "length": 32, "calibration_windows": 2}
-    study = CacheStudy.parse(document(language=language))
-    result = run(study, tmp_path / "run")
+def test_a_sweep(run_of_caches):
+    result = run_of_caches
     assert [error.error for error in result.failed] == []
     table = result.table()
     kivi = table[table["design"] == "KIVI"]
@@ -95,9 +89,9 @@ def test_a_sweep(tmp_path):
     ).abs().max() < 1e-6
     assert (table["perplexity_low"] < table["perplexity"]).all()
     assert kivi["luts"].notna().all()
-    again = run(study, tmp_path / "run")
+    again = run(result.study, result.folder)
     assert list(again.table()["finished_at"]) == list(table["finished_at"])
-    assert load_run(tmp_path / "run").study == study
+    assert load_run(result.folder).study == result.study
     page = write_report(again).read_text()
     assert "transform(bits=3.25, sinks=1)" in page
 

@@ -57,5 +57,14 @@ def test_designs_are_set_side_by_side(tmp_path, monkeypatch):
     assert outputs[0]["text"] == "engines: 2 points, 0 failed, 0 not yet evaluated\n"
 
 
+def test_codecs_of_a_cache(run_of_caches, monkeypatch):
+    outputs = execute("kv_cache", run_of_caches, monkeypatch)
+    assert len(images(outputs)) == 2
+    first, *_ = (output["text"] for output in outputs if "text" in output)
+    assert first.startswith(
+        "cache: 5 points, 0 failed, 0 not yet evaluated\nmeasured on text.txt, calibrated on "
+    )
+
+
 def test_every_notebook_is_tested():
-    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {"fronts", "recipes", "lut_kernel"}
+    assert {path.stem for path in NOTEBOOKS.glob("*.py")} == {"fronts", "kv_cache", "lut_kernel", "recipes"}

@@ -1,6 +1,9 @@
+import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from amaranth.sim import Simulator
 
 from hw.kv_cache.transform_reader import TransformReader
 from hw.simulation import simulate_stream
@@ -53,6 +56,58 @@ def test_elements_saturate():
 def test_a_vector_of_64_every_64_cycles():
     coded = Coded(d=64, counts=(60,))
     assert TransformReader(geometry=coded.geometry).interval(coded.blocks) == 64
+
+
+def test_other_tables_between_tokens():
+    """Tables of the same widths are loaded anew while words are waiting: tokens before have the old ones."""
+    one, other = (Coded(d=8, counts=(6, 8), max_bits=3, tokens=12, seed=seed) for seed in (1, 2))
+    other.blocks = [
+        replace(block, inverse=block.inverse[::-1], levels=tuple(levels[::-1] for levels in block.levels))
+        for block in one.blocks
+    ]
+    reader = TransformReader(geometry=one.geometry, lanes=4, pe=4, simd=4, word_bits=16, multipliers="dsps")
+    loads = [*reader.load_words(one.blocks), *reader.load_words(other.blocks)]
+    codes = one.codec.encode(one.x)
+    old, new = (Transformed(coded.blocks).decode(codes).reshape(12, -1, 4) for coded in (one, other))
+    taken = []
+
+    async def load(ctx):
+        for index, word in enumerate(loads):
+            while index == reader.load_count and len(taken) < 3 * 4:
+                await ctx.tick()
+            ctx.set(reader.load.payload, word)
+            ctx.set(reader.load.valid, 1)
+            await ctx.tick().until(reader.load.ready)
+            ctx.set(reader.load.valid, 0)
+
+    async def offer(ctx):
+        ctx.set(reader.words.valid, 1)
+        for word in one.words:
+            ctx.set(reader.words.payload, word)
+            await ctx.tick().until(reader.words.ready)
+        ctx.set(reader.words.valid, 0)
+
+    async def take(ctx):
+        choice = random.Random(3)
+        while len(taken) < 12 * 4:
+            ready = choice.random() < 0.8
+            ctx.set(reader.outputs.ready, ready)
+            _, _, valid, payload = await ctx.tick().sample(reader.outputs.valid, reader.outputs.payload)
+            if valid and ready:
+                taken.append(list(payload))
+
+    simulator = Simulator(reader)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(load, background=True)
+    simulator.add_testbench(offer, background=True)
+    simulator.add_testbench(take)
+    simulator.run()
+    found = np.array(taken).reshape(12, -1, 4)
+    is_old, is_new = ((found == some).all(axis=(1, 2)).tolist() for some in (old, new))
+    before = sum(is_old)
+    assert 3 <= before < 12
+    assert is_old == [True] * before + [False] * (12 - before)
+    assert is_new == [not old for old in is_old]
 
 
 def test_pe_must_divide_a_vector():
