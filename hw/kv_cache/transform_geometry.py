@@ -59,9 +59,14 @@ class TransformGeometry:
 
     @classmethod
     def covering(
-        cls, *tokens: Sequence[Block], entry_bits: int = 8, has_means: bool = False
+        cls, *tokens: Sequence[Block], entry_bits: int | None = None, has_means: bool = False
     ) -> TransformGeometry:
         """The smallest that holds the tables of any of *tokens*, each given as its blocks.
+
+        Args:
+            tokens: a layer each, or one of all layers.
+            entry_bits: of the matrices; by default as few as hold all entries.
+            has_means: see above.
 
         Raises:
             UsageError: no blocks, blocks of several sizes or without a coefficient, or entries of more bits.
@@ -71,6 +76,10 @@ class TransformGeometry:
         if len(counts) != 1 or len(sizes) != 1:
             msg = f"tokens must have blocks of one number and size, not {sorted(counts)} of {sorted(sizes)}"
             raise UsageError(msg, given=f"{sorted(counts)}, {sorted(sizes)}", expected=["one of each"])
+        if entry_bits is None:
+            entry_bits = max(
+                _bits_of(matrix) for block in blocks for matrix in (block.forward, block.inverse)
+            )
         limit = 1 << (entry_bits - 1)
         for block in blocks:
             check_integers(f"entries of {entry_bits} bits", block.forward, -limit, limit - 1)
@@ -163,6 +172,12 @@ def level_words(blocks: Sequence[Block], coefficients: int) -> list[int]:
         for levels in _filled(block.levels, coefficients, (0,))
         for level in levels
     ]
+
+
+def _bits_of(entries: npt.NDArray[np.int64]) -> int:
+    """The fewest with which all are signed numbers."""
+    largest = max(int(entries.max(initial=0)), ~int(entries.min(initial=0)))
+    return max(MIN_ENTRY_BITS, largest.bit_length() + 1)
 
 
 def _filled(values: Sequence[_T], count: int, value: _T) -> list[_T]:

@@ -15,7 +15,8 @@
 # # How few bits may a cached key or value have?
 #
 # Loads a run of `sweeps/kv_cache.toml`: codecs of a language model's cache, what they keep of its
-# predictions, in how many bits, on what engine. Point `BITFRONT_RUN` at the run folder; the default is `runs/kv_cache`.
+# predictions, in how many bits, on what engine. Point `BITFRONT_RUN` at the run folder; the default is
+# `runs/kv_cache`.
 
 # %%
 import os

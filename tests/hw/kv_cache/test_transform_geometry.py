@@ -27,7 +27,7 @@ def test_entries_of_more_bits():
     with pytest.raises(UsageError) as caught:
         TransformGeometry.covering([block], entry_bits=8)
     assert str(caught.value) == "entries of 8 bits must be from -128 to 127; one is -512"
-    assert TransformGeometry.covering([block], entry_bits=10).coefficients == 2
+    assert TransformGeometry.covering([block]).entry_bits == 10
 
 
 def test_room_for_several_tokens():

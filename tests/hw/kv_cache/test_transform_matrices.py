@@ -61,4 +61,7 @@ def test_an_unknown_memory():
             simd=1,
             memory="uram",
         )
-    assert caught.value.expected == ["bram", "lutram", "registers"]
+    assert (
+        str(caught.value)
+        == "unknown memory 'uram' (did you mean 'lutram'?); expected one of: lutram, bram, registers"
+    )
