@@ -12,15 +12,22 @@ import numpy.typing as npt
 from hw._component import Component
 from hw.kv_cache.rotated import KvRotatedReader, KvRotatedWriter
 from hw.kv_cache.round_trip import RoundTrip
+from hw.kv_cache.transform_geometry import TransformGeometry
+from hw.kv_cache.transform_reader import TransformReader
+from hw.kv_cache.transform_round_trip import TransformRoundTrip
+from hw.kv_cache.transform_writer import TransformWriter
 from hw.kv_cache.uniform_cache import UniformReader, UniformWriter
 from hw.verilator import VerilatedStream
 from quantizers.errors import UsageError
 from quantizers.kv_cache.codec import Centred, Codec, IntegerArray
 from quantizers.kv_cache.grouped import PerChannel, PerToken
 from quantizers.kv_cache.rotated import Rotated
+from quantizers.kv_cache.transform import Transformed
 
 LANES = 8
 """Elements of a cycle, on the way in and on the way out."""
+
+_MOST_CYCLES_PER_WORD = 1000
 
 
 class NoEngineError(UsageError):
@@ -29,20 +36,24 @@ class NoEngineError(UsageError):
 
 @dataclass(frozen=True)
 class CacheEngine:
-    """The hardware of one codec.
+    """The hardware of one codec; each call makes new components: one can be elaborated only once.
 
     Attributes:
-        writer, reader: make a new component each time: one can be elaborated only once.
-        between: streams from writer to reader, see :class:`hw.kv_cache.round_trip.RoundTrip`.
+        writer, reader: make them.
+        joined: makes both, without a memory between them, and what its load streams, by their names, are
+            offered first.
     """
 
     writer: Callable[[], Component]
     reader: Callable[[], Component]
-    between: dict[str, str]
+    joined: Callable[[], tuple[Component, dict[str, list[int]]]]
 
-    def round_trip(self) -> RoundTrip:
-        """Both, without a memory between them."""
-        return RoundTrip(self.writer(), self.reader(), self.between)
+
+def _connected(
+    writer: Callable[[], Component], reader: Callable[[], Component], between: dict[str, str]
+) -> CacheEngine:
+    """Of parts without load streams, see :class:`hw.kv_cache.round_trip.RoundTrip`."""
+    return CacheEngine(writer, reader, lambda: (RoundTrip(writer(), reader(), between), {}))
 
 
 def engine_of(codec: Codec) -> CacheEngine:
@@ -53,16 +64,17 @@ def engine_of(codec: Codec) -> CacheEngine:
     """
     if isinstance(codec, PerChannel | PerToken):
         return _uniform(codec)
-    if isinstance(codec, Centred) and isinstance(codec.inner, Rotated):
-        return _rotated(codec.inner, codec.means)
-    if isinstance(codec, Rotated):
-        return _rotated(codec, np.zeros(codec.channels, np.int64))
+    inner, means = (codec.inner, codec.means) if isinstance(codec, Centred) else (codec, None)
+    if isinstance(inner, Rotated):
+        return _rotated(inner, np.zeros(codec.channels, np.int64) if means is None else means)
+    if isinstance(inner, Transformed):
+        return _transformed(inner, means)
     raise _no_engine(f"{type(codec).__name__} has no hardware here")
 
 
 def _no_engine(reason: str) -> NoEngineError:
-    msg = f"{reason}; there is some of kivi, of per_token, and of rotated with whole bits"
-    return NoEngineError(msg, given=reason, expected=["kivi", "per_token", "rotated"])
+    msg = f"{reason}; there is some of kivi, per_token and transform, and of rotated with whole bits"
+    return NoEngineError(msg, given=reason, expected=["kivi", "per_token", "rotated", "transform"])
 
 
 def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
@@ -78,7 +90,7 @@ def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
     }
     between = {"words": "words", "ranges": "ranges"}
     UniformWriter(**arguments)
-    return CacheEngine(lambda: UniformWriter(**arguments), lambda: UniformReader(**arguments), between)
+    return _connected(lambda: UniformWriter(**arguments), lambda: UniformReader(**arguments), between)
 
 
 def _rotated(codec: Rotated, means: IntegerArray) -> CacheEngine:
@@ -99,7 +111,19 @@ def _rotated(codec: Rotated, means: IntegerArray) -> CacheEngine:
         "scale": first.scale,
     }
     between = {"outputs": "inputs"}
-    return CacheEngine(lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between)
+    return _connected(lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between)
+
+
+def _transformed(codec: Transformed, means: IntegerArray | None) -> CacheEngine:
+    """Matrices in block RAM, products in DSP slices."""
+    geometry = TransformGeometry.covering(codec.blocks, has_means=means is not None)
+    arguments: dict[str, Any] = {"geometry": geometry, "lanes": LANES, "multipliers": "dsps"}
+
+    def joined() -> tuple[Component, dict[str, list[int]]]:
+        both = TransformRoundTrip(TransformWriter(**arguments), TransformReader(**arguments))
+        return both, both.loads(codec.blocks, means)
+
+    return CacheEngine(lambda: TransformWriter(**arguments), lambda: TransformReader(**arguments), joined)
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,12 +152,19 @@ class SimulatedCodec:
 
     def __init__(self, codec: Codec) -> None:
         self.channels = codec.channels
-        self._model = VerilatedStream(engine_of(codec).round_trip())
+        component, self._loads = engine_of(codec).joined()
+        self._model = VerilatedStream(component)
 
     def run(self, units: IntegerArray, *, seed: int = 0) -> Simulated:
         """Units ``(n, tokens, channels)`` of 16-bit integers, offered and taken with random pauses."""
         words = units.reshape(-1, LANES)
         trace = self._model.run(
-            words, output_count=len(words), seed=seed, valid_probability=0.9, ready_probability=0.9
+            {**self._loads, "inputs": words},
+            output_count=len(words),
+            seed=seed,
+            valid_probability=0.9,
+            ready_probability=0.9,
+            first=tuple(self._loads),
+            max_cycles=_MOST_CYCLES_PER_WORD * len(words) + 100_000_000,
         )
         return Simulated(np.asarray(trace.outputs, np.int64).reshape(units.shape), trace.cycles)

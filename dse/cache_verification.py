@@ -17,6 +17,7 @@ from hw.verilator import SimulationError
 from quantizers.kv_cache.codec import Centred, Code, Codec, IntegerArray
 from quantizers.kv_cache.rotated import Rotated
 from quantizers.kv_cache.stores import CachePlan, CodecStore, Stream
+from quantizers.kv_cache.transform import Transformed
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class CacheVerification:
         mismatches: those that are not the software's.
         cycles: simulated, of writers and readers one after the other.
         cycles_per_second: of the simulation, without building the models.
-        perplexity: on these windows, keys and values from the hardware.
+        perplexity: on these windows, keys and values from the hardware; ``None`` where some are not the
+            software's, and so nothing that later layers made of them is known.
         software_perplexity: keys and values from the integer codec in software.
         exact_perplexity: nothing compressed.
     """
@@ -45,13 +47,13 @@ class CacheVerification:
     mismatches: int
     cycles: int
     cycles_per_second: float
-    perplexity: float
+    perplexity: float | None
     software_perplexity: float
     exact_perplexity: float
 
     def as_json(self) -> dict[str, Any]:
-        """All attributes."""
-        return asdict(self)
+        """All attributes; a perplexity that is not known is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 class _Watched(Codec):
@@ -145,8 +147,8 @@ def verify_cache(source: CacheText, codec: str, *, seed: int = 0) -> CacheVerifi
             checked, mismatches = checked + wanted.size, mismatches + int((found != wanted).sum())
             ends = np.cumsum([len(units) for units in inner.units])[:-1]
             replayed[layer].append(_Replayed(inner, np.split(found, ends)))
-    hardware = software
-    if checked:
+    hardware = None
+    if not mismatches:
         hardware = perplexity(model, windows, store=CodecStore(_with_codecs(plan, replayed)))
     return CacheVerification(
         model=source.model,
@@ -159,7 +161,7 @@ def verify_cache(source: CacheText, codec: str, *, seed: int = 0) -> CacheVerifi
         mismatches=mismatches,
         cycles=cycles,
         cycles_per_second=cycles / seconds,
-        perplexity=hardware.perplexity,
+        perplexity=None if hardware is None else hardware.perplexity,
         software_perplexity=software.perplexity,
         exact_perplexity=exact.perplexity,
     )
@@ -183,6 +185,8 @@ def _joined(codecs: Sequence[Codec]) -> Codec:
         return Centred(inner, means=means)
     if isinstance(first, Rotated):
         return Rotated([v for codec in codecs if isinstance(codec, Rotated) for v in codec.vectors])
+    if isinstance(first, Transformed):
+        return Transformed([b for codec in codecs if isinstance(codec, Transformed) for b in codec.blocks])
     return first
 
 

@@ -398,9 +398,10 @@ def show_cache_verification(found: CacheVerification) -> None:
         f"{found.checked} elements checked, {found.mismatches} mismatches, {found.cycles} cycles, "
         f"{found.cycles_per_second:,.0f} cycles/s"
     )
+    of_hardware = "" if found.perplexity is None else f"{found.perplexity:.4f} with those of the hardware, "
     show(
-        f"perplexity {found.perplexity:.4f} with keys and values from the hardware, "
-        f"{found.software_perplexity:.4f} from the software, {found.exact_perplexity:.4f} uncompressed"
+        f"perplexity {of_hardware}{found.software_perplexity:.4f} with keys and values of the software, "
+        f"{found.exact_perplexity:.4f} uncompressed"
     )
 
 

@@ -84,9 +84,9 @@ def decoder_of_config(**changes: Any) -> Decoder:
     return random_decoder(rope_theta=500.0, norm_eps=1e-4, **changes)
 
 
-def tiny_model_folder(folder: Path) -> tuple[Path, Path]:
-    """A model's folder and the file of a text, in *folder*."""
-    write_folder(folder / "model", tensors_of(decoder_of_config()))
+def tiny_model_folder(folder: Path, **changes: Any) -> tuple[Path, Path]:
+    """A model's folder and the file of a text, in *folder*; *changes* are called alike in both forms."""
+    write_folder(folder / "model", tensors_of(decoder_of_config(**changes)), **changes)
     text = folder / "text.txt"
     text.write_text("".join(ALPHABET[token] for token in random_tokens(1, 400)[0]))
     return folder / "model", text
