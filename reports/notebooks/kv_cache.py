@@ -48,17 +48,10 @@ columns = [
     "increase %",
     "95 %",
 ]
-shown = table.assign(
-    **{
-        "increase %": 100 * table["perplexity_increase"],
-        "95 %": [
-            f"{100 * low:.1f} to {100 * high:.1f}"
-            for low, high in zip(
-                table["perplexity_increase_low"], table["perplexity_increase_high"], strict=True
-            )
-        ],
-    }
-)
+shown = table.copy()
+shown["increase %"] = 100 * table["perplexity_increase"]
+ends = (100 * table[f"perplexity_increase_{end}"] for end in ("low", "high"))
+shown["95 %"] = [f"{low:.1f} to {high:.1f}" for low, high in zip(*ends, strict=True)]
 columns += [name for name in ("luts", "ffs", "brams") if name in shown]
 shown[columns].sort_values(["bits_per_element_seen", "perplexity"]).round(2)
 
