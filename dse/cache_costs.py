@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from costmodel import ContentCache, synthesize
-from dse.cache_engines import LANES, engine_of
+from dse.cache_engines import engine_of
 from dse.metrics import Figure, Provenance
 from quantizers.errors import UsageError
+from quantizers.kv_cache.codec import Codec
 from quantizers.kv_cache.stores import CachePlan
 
 _SUMMED = ("luts", "lut_cells", "carries", "carry_positions", "ffs", "dsps", "brams", "lutrams")
@@ -28,15 +29,14 @@ class EngineCost:
 
 
 def cost_of_plan(plan: CachePlan, *, part: str) -> EngineCost:
-    """Of the codecs of the first layer, that of each stream of channels apart: writer and reader.
-
-    Each takes, and gives, :data:`dse.cache_engines.LANES` elements a cycle.
+    """Of a writer and a reader for each stream of channels: loaded tables have room for those of every
+    layer, tables in logic are those of the first.
 
     Raises:
         SynthesisError: the synthesiser failed.
     """
     try:
-        engines = [engine_of(stream.codec) for stream in plan.layers[0]]
+        engines = [engine_of(first, others) for first, *others in zip(*_codecs_of_layers(plan), strict=True)]
         components = {
             f"{kind}{number}": make()
             for number, engine in enumerate(engines)
@@ -60,4 +60,8 @@ def cost_of_plan(plan: CachePlan, *, part: str) -> EngineCost:
         metrics["logic_delay_ns"] = Figure(delay, Provenance.MEASURED)
     sites = ", ".join(f"{name} {document['luts']['value']:.0f}" for name, document in found.items())
     tools = ", ".join(f"{name} {text}" for name, text in next(iter(parts.values())).tools.items())
-    return EngineCost(metrics, {"engine": f"{LANES} elements a cycle; sites: {sites}", "synthesis": tools})
+    return EngineCost(metrics, {"engine": f"sites: {sites}", "synthesis": tools})
+
+
+def _codecs_of_layers(plan: CachePlan) -> list[list[Codec]]:
+    return [[stream.codec for stream in layer] for layer in plan.layers]

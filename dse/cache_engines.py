@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,8 +56,12 @@ def _connected(
     return CacheEngine(writer, reader, lambda: (RoundTrip(writer(), reader(), between), {}))
 
 
-def engine_of(codec: Codec) -> CacheEngine:
+def engine_of(codec: Codec, others: Sequence[Codec] = ()) -> CacheEngine:
     """The hardware that gives the bits of *codec*.
+
+    Args:
+        codec: of a layer.
+        others: of other layers, for whose tables there is to be room as well, where tables are loaded.
 
     Raises:
         NoEngineError: there is none.
@@ -68,7 +72,8 @@ def engine_of(codec: Codec) -> CacheEngine:
     if isinstance(inner, Rotated):
         return _rotated(inner, np.zeros(codec.channels, np.int64) if means is None else means)
     if isinstance(inner, Transformed):
-        return _transformed(inner, means)
+        alike = [other.inner if isinstance(other, Centred) else other for other in others]
+        return _transformed(inner, means, [some for some in alike if isinstance(some, Transformed)])
     raise _no_engine(f"{type(codec).__name__} has no hardware here")
 
 
@@ -114,16 +119,26 @@ def _rotated(codec: Rotated, means: IntegerArray) -> CacheEngine:
     return _connected(lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between)
 
 
-def _transformed(codec: Transformed, means: IntegerArray | None) -> CacheEngine:
+def _transformed(
+    codec: Transformed, means: IntegerArray | None, others: Sequence[Transformed]
+) -> CacheEngine:
     """Matrices in block RAM, products in DSP slices."""
-    geometry = TransformGeometry.covering(codec.blocks, has_means=means is not None)
+    layers = [some.blocks for some in (codec, *others)]
+    geometry = TransformGeometry.covering(*layers, has_means=means is not None)
+    few = min(LANES, geometry.coefficients)
     arguments: dict[str, Any] = {"geometry": geometry, "lanes": LANES, "multipliers": "dsps"}
 
+    def writer() -> TransformWriter:
+        return TransformWriter(**arguments, pe=few, simd=LANES)
+
+    def reader() -> TransformReader:
+        return TransformReader(**arguments, pe=LANES, simd=few)
+
     def joined() -> tuple[Component, dict[str, list[int]]]:
-        both = TransformRoundTrip(TransformWriter(**arguments), TransformReader(**arguments))
+        both = TransformRoundTrip(writer(), reader())
         return both, both.loads(codec.blocks, means)
 
-    return CacheEngine(lambda: TransformWriter(**arguments), lambda: TransformReader(**arguments), joined)
+    return CacheEngine(writer, reader, joined)
 
 
 @dataclass(frozen=True, eq=False)
