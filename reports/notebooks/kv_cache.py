@@ -74,6 +74,6 @@ for front in run.fronts():
     if front.family == "all":
         figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
         draw_front(axes, table[table["workload"] == front.workload], front)
-        if front.y.startswith("perplexity"):
+        if front.y == "perplexity":
             axes.set_yscale("log")
         plt.show()
