@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +14,7 @@ from dse.study_file import PartName, Section, StudyFile, combinations, listed, n
 from dse.workloads.language import check_language_model
 from quantizers.errors import UsageError
 from quantizers.kv_cache.registry import parse_cache_scheme
+from quantizers.written import toml_value
 
 Evaluation = Literal["streaming", "window"]
 _Evaluations = Annotated[list[Evaluation], BeforeValidator(listed), Field(min_length=1)]
@@ -112,9 +112,5 @@ def _codec_text(name: str, parameters: dict[str, Any]) -> str:
     if "(" in name:
         msg = f"a codec's parameters go into a table of their own, not into its name: {name!r}"
         raise UsageError(msg, given=name, expected=[name.partition("(")[0]])
-    arguments = ", ".join(f"{key}={_toml(value)}" for key, value in parameters.items())
+    arguments = ", ".join(f"{key}={toml_value(value)}" for key, value in parameters.items())
     return str(parse_cache_scheme(f"{name}({arguments})"))
-
-
-def _toml(value: Any) -> str:
-    return json.dumps(value) if isinstance(value, bool | str) else repr(value)

@@ -93,8 +93,7 @@ def tempered(importance: FloatArray, units: FloatArray, exponent: float) -> Floa
     """*importance* with its eigenvalues, in units of the model's own numbers, to the power of *exponent*.
 
     The Fisher information tells the cost of small errors that are independent of each other. Those of
-    coefficients with no bits or one are neither: they are nearly the coefficient itself, and add up over
-    tokens.
+    coefficients with no bits or one are not small: they are nearly the coefficient itself.
 
     Args:
         importance: shape (d, d), in units of the integers.

@@ -6,9 +6,7 @@ options of :class:`CacheScheme`. ``scheme.plan(calibration)`` gives the codecs o
 
 from __future__ import annotations
 
-import re
-import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -24,8 +22,7 @@ from quantizers.kv_cache.outliers import SplitOutliers, Thresholds
 from quantizers.kv_cache.rotated import Rotated
 from quantizers.kv_cache.stores import CachePlan, Stream
 from quantizers.kv_cache.transform import Transformed
-
-_WRITTEN = re.compile(r"\s*([a-z_]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+from quantizers.written import describe_written, parse_written, toml_value
 
 LayerStreams = list[Stream]
 
@@ -56,7 +53,7 @@ class CacheScheme:
     def __str__(self) -> str:
         """The bits, and what is not as by default."""
         changed = [
-            f"{item.name}={_toml(getattr(self, item.name))}"
+            f"{item.name}={toml_value(getattr(self, item.name))}"
             for item in sorted(fields(self), key=lambda f: f.name in _OPTIONS)
             if item.name == "bits" or getattr(self, item.name) != item.default
         ]
@@ -321,36 +318,14 @@ def parse_cache_scheme(text: str) -> CacheScheme:
     Raises:
         UsageError: an unknown name or parameter, or a value that it cannot take.
     """
-    match = _WRITTEN.fullmatch(text)
-    if match is None:
-        msg = f"a cache codec is written name or name(parameter=value, ...), not {text.strip()!r}"
-        raise UsageError(msg, given=text.strip(), expected=list(SCHEMES))
-    name, arguments = match.groups()
-    if name not in SCHEMES:
-        raise unknown_choice("cache codec", name, SCHEMES)
-    kind = SCHEMES[name]
-    given = _arguments(name, arguments or "")
-    known = [item.name for item in fields(kind)]
-    for parameter in given:
-        if parameter not in known:
-            raise unknown_choice(f"parameter of {name}", parameter, known)
-    return kind(**given)
+    return parse_written(
+        text, SCHEMES, what="a cache codec", kind="cache codec", choices=SCHEMES, example="bits=4"
+    )
 
 
 def describe_cache_scheme(kind: type[CacheScheme]) -> dict[str, Any]:
     """Name, source, what it does and the parameters with their defaults, as they are written."""
-    summary = (kind.__doc__ or "").strip().partition("\n")[0]
-    defaults = {item.name: _toml(item.default) for item in fields(kind) if item.default is not MISSING}
-    return {"name": kind.name, "what": summary, "source": kind.source, "parameters": defaults}
-
-
-def _arguments(name: str, text: str) -> dict[str, Any]:
-    try:
-        arguments: dict[str, Any] = tomllib.loads(f"arguments = {{ {text} }}")["arguments"]
-    except tomllib.TOMLDecodeError as error:
-        msg = f"{name}({text}): parameters must be TOML, such as bits=4: {error}"
-        raise UsageError(msg, given=text, expected=["parameter=value"]) from None
-    return arguments
+    return describe_written(kind)
 
 
 def _check_type(name: str, parameter: str, value: object, wanted: Any) -> None:
@@ -367,7 +342,3 @@ def _check_type(name: str, parameter: str, value: object, wanted: Any) -> None:
 def _divisor(channels: int, group: int) -> int:
     """The largest number of channels, at most *group*, that fills them evenly."""
     return max(g for g in range(1, min(group, channels) + 1) if channels % g == 0)
-
-
-def _toml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else repr(value)

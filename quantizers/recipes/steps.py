@@ -6,14 +6,13 @@ Parameters in parentheses are TOML values. ``"round"`` is the recipe without ste
 
 from __future__ import annotations
 
-import re
-import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 from quantizers.errors import UsageError, unknown_choice
 from quantizers.prepare import PreparedModel
 from quantizers.recipes.problem import LayerProblem
+from quantizers.written import describe_written, parse_written, toml_value
 
 Inputs = Literal["quantized", "float"]
 
@@ -21,8 +20,6 @@ ROUND = "round"
 
 # Stages, in the order in which a recipe takes them.
 REWRITING, ROUNDING, IMPROVING, CORRECTING = range(4)
-
-_STEP = re.compile(r"\s*([a-z_]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Step:
 
     def __str__(self) -> str:
         changed = [
-            f"{field.name}={_toml(getattr(self, field.name))}"
+            f"{field.name}={toml_value(getattr(self, field.name))}"
             for field in fields(self)
             if getattr(self, field.name) != field.default
         ]
@@ -96,45 +93,22 @@ def check_range(step: str, name: str, value: float, low: float, high: float) -> 
         raise UsageError(msg, given=value, expected=[f"{low:g}..{high:g}"])
 
 
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return repr(value)
-
-
 def parse_step(text: str, known: dict[str, type[Step]]) -> Step:
     """The step written as ``name`` or ``name(parameter=value, ...)``.
 
     Raises:
         UsageError: an unknown step or parameter, or a value that it cannot take.
     """
-    match = _STEP.fullmatch(text)
-    if match is None:
-        msg = f"a step is written name or name(parameter=value, ...), not {text.strip()!r}"
-        raise UsageError(msg, given=text.strip(), expected=list(known))
-    name, arguments = match.groups()
-    if name not in known:
-        raise unknown_choice("recipe step", name, [*known, ROUND])
-    kind = known[name]
-    given = _arguments(name, arguments or "")
-    parameters = [field.name for field in fields(kind)]
-    for parameter in given:
-        if parameter not in parameters:
-            raise unknown_choice(f"parameter of {name}", parameter, parameters)
-    return kind(**given)
-
-
-def _arguments(step: str, text: str) -> dict[str, Any]:
-    try:
-        arguments: dict[str, Any] = tomllib.loads(f"arguments = {{ {text} }}")["arguments"]
-        return arguments
-    except tomllib.TOMLDecodeError as error:
-        msg = f"{step}({text}): parameters must be TOML, such as order='activation': {error}"
-        raise UsageError(msg, given=text, expected=["parameter=value"]) from None
+    return parse_written(
+        text,
+        known,
+        what="a step",
+        kind="recipe step",
+        choices=[*known, ROUND],
+        example="order='activation'",
+    )
 
 
 def describe_step(kind: type[Step]) -> dict[str, Any]:
     """Name, source, what it does and the parameters with their defaults, as they are written."""
-    summary = (kind.__doc__ or "").strip().partition("\n")[0].replace("``", "")
-    defaults = {f.name: _toml(f.default) for f in fields(kind) if f.default is not MISSING}
-    return {"name": kind.name, "what": summary, "source": kind.source, "parameters": defaults}
+    return describe_written(kind)
