@@ -11,13 +11,9 @@ from costmodel.kv_cache import CacheCoding, Coded
 from costmodel.token_rate import Input
 from quantizers.kv_cache.calibration import Calibration
 from quantizers.kv_cache.codec import Codec
-from quantizers.kv_cache.registry import (
-    CacheScheme,
-    CalibratedTransform,
-    HadamardCodes,
-    Oaken,
-    parse_cache_scheme,
-)
+from quantizers.kv_cache.layer_schemes import CalibratedTransform, HadamardCodes, Oaken
+from quantizers.kv_cache.registry import parse_layer_scheme
+from quantizers.kv_cache.scheme import LayerScheme
 
 _UNIT = "bits an element"
 
@@ -25,8 +21,10 @@ _UNIT = "bits an element"
 def codings(geometry: Decoder, names: Iterable[str]) -> list[CacheCoding]:
     """What codecs make of the keys and values of one layer.
 
+    Where layers are merged, what is stored once is read for each layer, and how much it is depends on a text.
+
     Args:
-        names: as :func:`quantizers.kv_cache.registry.parse_cache_scheme` takes them.
+        names: as :func:`quantizers.kv_cache.registry.parse_layer_scheme` takes them.
 
     Raises:
         UsageError: no such codec, or one that does not fit the model's heads.
@@ -35,7 +33,7 @@ def codings(geometry: Decoder, names: Iterable[str]) -> list[CacheCoding]:
 
 
 def _coding(geometry: Decoder, name: str) -> CacheCoding:
-    scheme = parse_cache_scheme(name)
+    scheme = parse_layer_scheme(name, who="an estimate without a text")
     # These code head by head, so the bits of one head are those of all; a matrix of all channels is large.
     by_head = isinstance(scheme, HadamardCodes | CalibratedTransform)
     plan = scheme.plan(_statistics(1 if by_head else geometry.kv_heads, geometry.head_dim, whole=by_head))
@@ -45,7 +43,7 @@ def _coding(geometry: Decoder, name: str) -> CacheCoding:
     return CacheCoding(name=name, keys=keys, values=values, kept=scheme.kept)
 
 
-def _coded(scheme: CacheScheme, codec: Codec, geometry: Decoder) -> Coded:
+def _coded(scheme: LayerScheme, codec: Codec, geometry: Decoder) -> Coded:
     if isinstance(scheme, CalibratedTransform) or (isinstance(scheme, HadamardCodes) and scheme.allocated):
         source = "the codec's parameter: so many are shared out among the coefficients"
         return Coded(Input(scheme.bits, _UNIT, source))

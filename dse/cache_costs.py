@@ -1,4 +1,4 @@
-"""What the engine of a cache's codec costs: writers and readers of keys and of values."""
+"""What the engine of a cache's codec costs: writers and readers of keys and of values; what merges layers."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 from costmodel import ContentCache, synthesize
 from dse.cache_engines import engine_of
+from dse.merge_engines import merge_parts
 from dse.metrics import Figure, Provenance
+from hw._component import Component
 from quantizers.errors import UsageError
-from quantizers.kv_cache.codec import Codec
-from quantizers.kv_cache.stores import CachePlan
+from quantizers.kv_cache.codec import Codec, Exact
+from quantizers.kv_cache.merge_plan import MergePlan
+from quantizers.kv_cache.stores import Plan
 
 _SUMMED = ("luts", "lut_cells", "carries", "carry_positions", "ffs", "dsps", "brams", "lutrams")
 
@@ -28,20 +31,16 @@ class EngineCost:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def cost_of_plan(plan: CachePlan, *, part: str) -> EngineCost:
+def cost_of_plan(plan: Plan, *, part: str) -> EngineCost:
     """Of a writer and a reader for each stream of channels: loaded tables have room for those of every
-    layer, tables in logic are those of the first.
+    layer, tables in logic are those of the first. Where layers are merged, of what merges and restores them
+    as well; directions go through the writers and readers of the other layers, where these are coded.
 
     Raises:
         SynthesisError: the synthesiser failed.
     """
     try:
-        engines = [engine_of(first, others) for first, *others in zip(*_codecs_of_layers(plan), strict=True)]
-        components = {
-            f"{kind}{number}": make()
-            for number, engine in enumerate(engines)
-            for kind, make in (("writer", engine.writer), ("reader", engine.reader))
-        }
+        components = _components(plan)
     except UsageError as error:  # none, or sizes that it cannot do
         return EngineCost(details={"engine": str(error)})
     cache = ContentCache(namespace="synthesis")
@@ -63,5 +62,22 @@ def cost_of_plan(plan: CachePlan, *, part: str) -> EngineCost:
     return EngineCost(metrics, {"engine": f"sites: {sites}", "synthesis": tools})
 
 
-def _codecs_of_layers(plan: CachePlan) -> list[list[Codec]]:
-    return [[stream.codec for stream in layer] for layer in plan.layers]
+def _components(plan: Plan) -> dict[str, Component]:
+    """By name.
+
+    Raises:
+        UsageError: there is no hardware for a codec, or none of its sizes.
+    """
+    if not isinstance(plan, MergePlan):
+        return _writers_and_readers(plan.codecs)
+    is_coded = not all(isinstance(codec, Exact) for codecs in plan.codecs for codec in codecs)
+    return {**(_writers_and_readers(plan.codecs) if is_coded else {}), **merge_parts(plan)}
+
+
+def _writers_and_readers(codecs: list[list[Codec]]) -> dict[str, Component]:
+    engines = [engine_of(first, others) for first, *others in zip(*codecs, strict=True)]
+    return {
+        f"{kind}{number}": make()
+        for number, engine in enumerate(engines)
+        for kind, make in (("writer", engine.writer), ("reader", engine.reader))
+    }

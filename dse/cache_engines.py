@@ -10,6 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from hw._component import Component
+from hw.kv_cache.allocated import (
+    AllocatedRoundTrip,
+    KvAllocatedReader,
+    KvAllocatedWriter,
+    RotatedGeometry,
+)
 from hw.kv_cache.rotated import KvRotatedReader, KvRotatedWriter
 from hw.kv_cache.round_trip import RoundTrip
 from hw.kv_cache.transform_geometry import TransformGeometry
@@ -42,11 +48,13 @@ class CacheEngine:
         writer, reader: make them.
         joined: makes both, without a memory between them, and what its load streams, by their names, are
             offered first.
+        lanes: elements of a word.
     """
 
     writer: Callable[[], Component]
     reader: Callable[[], Component]
     joined: Callable[[], tuple[Component, dict[str, list[int]]]]
+    lanes: int = LANES
 
 
 def _connected(
@@ -68,9 +76,9 @@ def engine_of(codec: Codec, others: Sequence[Codec] = ()) -> CacheEngine:
     """
     if isinstance(codec, PerChannel | PerToken):
         return _uniform(codec)
+    if isinstance(codec, Rotated):
+        return _rotated(codec)
     inner, means = (codec.inner, codec.means) if isinstance(codec, Centred) else (codec, None)
-    if isinstance(inner, Rotated):
-        return _rotated(inner, np.zeros(codec.channels, np.int64) if means is None else means)
     if isinstance(inner, Transformed):
         alike = [other.inner if isinstance(other, Centred) else other for other in others]
         return _transformed(inner, means, [some for some in alike if isinstance(some, Transformed)])
@@ -78,7 +86,7 @@ def engine_of(codec: Codec, others: Sequence[Codec] = ()) -> CacheEngine:
 
 
 def _no_engine(reason: str) -> NoEngineError:
-    msg = f"{reason}; there is some of kivi, per_token and transform, and of rotated with whole bits"
+    msg = f"{reason}; there is some of kivi, per_token, rotated and transform"
     return NoEngineError(msg, given=reason, expected=["kivi", "per_token", "rotated", "transform"])
 
 
@@ -98,25 +106,37 @@ def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
     return _connected(lambda: UniformWriter(**arguments), lambda: UniformReader(**arguments), between)
 
 
-def _rotated(codec: Rotated, means: IntegerArray) -> CacheEngine:
+def _rotated(codec: Rotated) -> CacheEngine:
     first = codec.vectors[0]
-    bits = set(first.bits)
-    alike = all(
-        (v.bits, v.scale, v.elements) == (first.bits, first.scale, first.elements) for v in codec.vectors
-    )
-    if len(bits) > 1 or not alike or any(v.gains is not None for v in codec.vectors):
-        raise _no_engine("rotated with bits or gains of each coefficient has no hardware here")
     if len(first.signs) != first.elements:
         raise _no_engine(f"vectors of {first.elements} elements, no power of two, have no hardware here")
+    if any(vector.bits != (first.finest,) * first.elements for vector in codec.vectors):
+        return _allocated(codec)
     arguments: dict[str, Any] = {
-        "means": means.reshape(len(codec.vectors), -1),
+        "means": np.array([vector.offsets for vector in codec.vectors]),
         "signs": np.array([vector.signs for vector in codec.vectors]),
         "lanes": LANES,
-        "bits": bits.pop(),
+        "bits": first.finest,
         "scale": first.scale,
     }
     between = {"outputs": "inputs"}
     return _connected(lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between)
+
+
+def _allocated(codec: Rotated) -> CacheEngine:
+    """As many lanes as the products of a vector's scale allow."""
+    geometry = RotatedGeometry.covering(codec.vectors, most_lanes=LANES)
+
+    def joined() -> tuple[Component, dict[str, list[int]]]:
+        both = AllocatedRoundTrip(geometry=geometry)
+        return both, both.loads(codec.vectors)
+
+    return CacheEngine(
+        lambda: KvAllocatedWriter(geometry=geometry),
+        lambda: KvAllocatedReader(geometry=geometry),
+        joined,
+        geometry.lanes,
+    )
 
 
 def _transformed(
@@ -167,12 +187,14 @@ class SimulatedCodec:
 
     def __init__(self, codec: Codec) -> None:
         self.channels = codec.channels
-        component, self._loads = engine_of(codec).joined()
+        engine = engine_of(codec)
+        self._lanes = engine.lanes
+        component, self._loads = engine.joined()
         self._model = VerilatedStream(component)
 
     def run(self, units: IntegerArray, *, seed: int = 0) -> Simulated:
         """Units ``(n, tokens, channels)`` of 16-bit integers, offered and taken with random pauses."""
-        words = units.reshape(-1, LANES)
+        words = units.reshape(-1, self._lanes)
         trace = self._model.run(
             {**self._loads, "inputs": words},
             output_count=len(words),

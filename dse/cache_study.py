@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from dse.caches import CALIBRATION_WINDOWS, CacheText, check_cache_text
 from dse.design import CachePoint
 from dse.study_file import PartName, Section, StudyFile, combinations, listed, names_once
-from dse.workloads.language import check_language_model
+from dse.workloads.language import check_language_model, language_layers
 from quantizers.errors import UsageError
 from quantizers.kv_cache.registry import parse_cache_scheme
 from quantizers.written import toml_value
@@ -92,11 +92,17 @@ class CacheStudy(StudyFile):
         """The model and the texts are there.
 
         Raises:
-            UsageError: a file is missing, or a text is too short.
+            UsageError: a file is missing, a text is too short, or a codec does not fit the model's layers or
+            the windows.
             MissingExtraError: an optional package is not installed; the message names the extra.
         """
         check_language_model(self.language.model, self.language.data)
         check_cache_text(self.language.source())
+        layers = language_layers(self.language.model, self.language.data)
+        for point in self.points():
+            parse_cache_scheme(point.codec).check_run(
+                layers=layers, length=point.length, whole_window=point.evaluation == "window"
+            )
 
     def points(self) -> list[CachePoint]:
         """Every point, in the order in which they run."""

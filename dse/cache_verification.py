@@ -11,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from dse.cache_engines import SimulatedCodec
-from dse.caches import CacheText, measured_windows, model_of, plan_of
+from dse.caches import CacheText, calibration_of, measured_windows, model_of
 from dse.workloads.language import perplexity
 from hw.verilator import SimulationError
 from quantizers.kv_cache.codec import Centred, Code, Codec, IntegerArray
+from quantizers.kv_cache.registry import parse_layer_scheme
 from quantizers.kv_cache.rotated import Rotated
 from quantizers.kv_cache.stores import CachePlan, CodecStore, Stream
 from quantizers.kv_cache.transform import Transformed
@@ -123,10 +124,11 @@ def verify_cache(source: CacheText, codec: str, *, seed: int = 0) -> CacheVerifi
         seed: of the pauses in the streams.
 
     Raises:
-        UsageError: an unknown codec, or one without hardware.
+        UsageError: an unknown codec, one without hardware, or one that merges layers.
         MissingExtraError, SimulationError: no Verilator or no compiler.
     """
-    plan = plan_of(source, codec)
+    scheme = parse_layer_scheme(codec, who="a check of writers against readers")
+    plan = scheme.plan(calibration_of(source))
     places = range(len(plan.layers[0]))
     # Before the model runs: a codec without hardware is told at once.
     simulations = [SimulatedCodec(_joined([layer[place].codec for layer in plan.layers])) for place in places]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,7 +33,8 @@ from dse.workloads.language import (
 )
 from quantizers.kv_cache.calibration import Calibration, calibrate
 from quantizers.kv_cache.registry import parse_cache_scheme
-from quantizers.kv_cache.stores import CachePlan, CodecStore
+from quantizers.kv_cache.stores import Plan, StoredBits
+from quantizers.kv_store import Pass
 
 CALIBRATION_WINDOWS = 16
 
@@ -116,12 +118,16 @@ class Measured:
     """A codec on a text, against the exact cache.
 
     Attributes:
-        plan: the codecs of all layers.
-        comparison: of the predictions.
+        plan: what was made of the cache.
+        comparison: of the predictions that count.
+        bits: of an element.
+        passes: how each window was run.
     """
 
-    plan: CachePlan
+    plan: Plan
     comparison: Comparison
+    bits: StoredBits
+    passes: tuple[Pass, ...]
 
 
 def check_cache_text(source: CacheText) -> None:
@@ -145,6 +151,7 @@ def evaluate_cache(task: CacheTask) -> Evaluation:
         "text_sha256": found.comparison.changed.text_sha256,
         "calibration": calibration_of(task.source).text,
         "predictions": found.comparison.changed.predictions,
+        **_choices(found.passes),
         **cost.details,
     }
     return Evaluation(metrics, details)
@@ -156,20 +163,11 @@ def measure(source: CacheText, codec: str, *, whole_window: bool = False) -> Mea
     Raises:
         UsageError: a codec that does not fit the model's heads.
     """
-    plan = plan_of(source, codec)
-    comparison = compare(
-        model_of(source), measured_windows(source), store=CodecStore(plan, whole_window=whole_window)
-    )
-    return Measured(plan, comparison)
-
-
-def plan_of(source: CacheText, codec: str) -> CachePlan:
-    """The codecs of all layers.
-
-    Raises:
-        UsageError: a codec that does not fit the model's heads.
-    """
-    return parse_cache_scheme(codec).plan(calibration_of(source))
+    plan = parse_cache_scheme(codec).plan(calibration_of(source))
+    store = plan.store(whole_window=whole_window)
+    passes = store.passes(source.length)
+    comparison = compare(model_of(source), measured_windows(source), store=store, passes=passes)
+    return Measured(plan, comparison, store.bits(source.length), passes)
 
 
 @lru_cache(maxsize=2)
@@ -208,8 +206,19 @@ def _calibration_windows(source: CacheText) -> tuple[torch.Tensor, str]:
     return windows.tokens[first:], named
 
 
+def _choices(passes: tuple[Pass, ...]) -> dict[str, Any]:
+    """How a window was run, where not in one pass."""
+    if len(passes) == 1:
+        return {}
+    first, second, *_ = passes
+    if second.start == 0:
+        return {"passes": f"a prefill of all {first.stop} tokens, then all of them with its cache"}
+    return {"prefill": first.stop, "step": second.stop - second.start}
+
+
 def _metrics(found: Measured) -> dict[str, Figure]:
     comparison = found.comparison
+    counted = Provenance.MEASURED if found.bits.is_measured else Provenance.ANALYTIC
     increase = comparison.ratio - 1
     error = comparison.log_ratio_standard_error
     interval = None
@@ -222,18 +231,9 @@ def _metrics(found: Measured) -> dict[str, Figure]:
         "perplexity_increase": Figure(increase, Provenance.MEASURED, interval),
         "next_token_agreement": Figure(comparison.agreement, Provenance.MEASURED),
         "mean_kl_nats": Figure(comparison.mean_kl, Provenance.MEASURED),
-        "bits_per_element": Figure(found.plan.bits_per_element, Provenance.ANALYTIC),
-        "bits_per_element_seen": Figure(
-            bits_seen(found.plan, comparison.changed.window_tokens), Provenance.ANALYTIC
-        ),
+        "bits_per_element": Figure(found.bits.per_element, counted),
+        "bits_per_element_seen": Figure(found.bits.per_element_seen, counted),
     }
-
-
-def bits_seen(plan: CachePlan, length: int) -> float:
-    """Bits of an element that queries of a window read, on average: what waits in an open group, and first
-    tokens that stay exact, count with their 16 bits in every query that sees them so."""
-    tokens = range(1, length + 1)
-    return sum(count * plan.bits_per_element_at(count) for count in tokens) / sum(tokens)
 
 
 def perplexity_figure(found: Perplexity) -> Figure:

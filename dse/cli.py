@@ -44,7 +44,10 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override one value; may be repeated."),
 ]
 BlockName = Annotated[str, typer.Argument(metavar="BLOCK", help="A block of 'dse hw list', such as mac.")]
-WeightFormat = Annotated[str, typer.Option("--weights", help="Weight format, such as e2m1.")]
+WeightFormat = Annotated[
+    str | None,
+    typer.Option("--weights", help="Weight format, such as e2m1; needed by blocks that take formats."),
+]
 ActivationFormat = Annotated[
     str | None, typer.Option("--activations", help="Activation format. Default: as weights.")
 ]
@@ -181,7 +184,9 @@ def pareto(
 @app.command()
 def cost(
     files: Annotated[list[Path] | None, typer.Argument(help="More files for --verilog.")] = None,
-    weights: Annotated[str | None, typer.Option(help="Weight format, such as e2m1.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(help="Weight format, such as e2m1; none for blocks that take no formats.")
+    ] = None,
     activations: Annotated[str | None, typer.Option(help="Activation format, such as e4m3.")] = None,
     every: Annotated[
         bool, typer.Option("--all", help="Every format of --bits, weights = activations.")
@@ -199,7 +204,7 @@ def cost(
     ] = False,
     as_json: AsJson = False,
 ) -> int:
-    """Count what a datapath costs: ours for a pair of formats, or anybody's Verilog."""
+    """Count what a datapath costs: a block of ours, for its formats if it takes any, or anybody's Verilog."""
     from dse import costing
 
     if verilog is not None:
@@ -211,10 +216,10 @@ def cost(
         msg = "files and --top belong to --verilog, which is missing"
         raise UsageError(msg, given=files or top, expected=["--verilog FILE... --top NAME"])
     else:
-        pairs = costing.chosen_pairs(block, weights, activations, bits if every else None)
+        formats = costing.chosen_formats(block, weights, activations, bits if every else None)
         parameters = costing.block_parameters(block, settings or [])
         designs = costing.cost_of_blocks(
-            block, pairs, parameters, part=part, place=place, progress=console.track
+            block, formats, parameters, part=part, place=place, progress=console.track
         )
     _tell_costs(designs, as_json)
     return 0
@@ -235,8 +240,9 @@ def list_blocks(as_json: AsJson = False) -> int:
 
 @hardware_app.command()
 def emit(
+    context: typer.Context,
     block: BlockName,
-    weights: WeightFormat,
+    weights: WeightFormat = None,
     activations: ActivationFormat = None,
     settings: Overrides = None,
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the files.")] = Path("."),
@@ -248,6 +254,7 @@ def emit(
     """Write BLOCK.v, and BLOCK_tb.v: a test bench that checks it against the reference model."""
     from dse import hardware
 
+    _check_weights(context, block, weights)
     chosen = hardware.choose_block(block, weights, activations, settings or [])
     files = hardware.emit(chosen, out, count=count, seed=seed, force=force)
     if as_json:
@@ -260,8 +267,9 @@ def emit(
 
 @hardware_app.command()
 def simulate(
+    context: typer.Context,
     block: BlockName,
-    weights: WeightFormat,
+    weights: WeightFormat = None,
     activations: ActivationFormat = None,
     settings: Overrides = None,
     count: Annotated[
@@ -280,6 +288,7 @@ def simulate(
     """Run random stimuli under random stalls and compare with the reference model."""
     from dse import hardware
 
+    _check_weights(context, block, weights)
     chosen = hardware.choose_block(block, weights, activations, settings or [])
     result = hardware.simulate(chosen, count=count, seed=seed, simulator=simulator, trace=trace, force=force)
     if as_json:
@@ -293,8 +302,9 @@ def simulate(
 
 @hardware_app.command("synthesize")
 def synthesize_block(
+    context: typer.Context,
     block: BlockName,
-    weights: WeightFormat,
+    weights: WeightFormat = None,
     activations: ActivationFormat = None,
     settings: Overrides = None,
     part: Annotated[str, typer.Option(help="FPGA part.")] = "xc7z020",
@@ -303,11 +313,20 @@ def synthesize_block(
     """Count what one design costs, as 'dse cost' does."""
     from dse import costing
 
-    pair = costing.format_pair(block, weights, activations)
+    _check_weights(context, block, weights)
+    formats = costing.block_formats(block, weights, activations)
     parameters = costing.block_parameters(block, settings or [])
-    designs = costing.cost_of_blocks(block, [pair], parameters, part=part, progress=console.track)
+    designs = costing.cost_of_blocks(block, [formats], parameters, part=part, progress=console.track)
     _tell_costs(designs, as_json)
     return 0
+
+
+def _check_weights(context: typer.Context, block: str, weights: str | None) -> None:
+    """Raise as Typer does for an option that is missing: whether it is needed depends on the block."""
+    from dse.costing import takes_formats
+
+    if weights is None and takes_formats(block):
+        context.fail("Missing option '--weights'.")
 
 
 def _tell_costs(designs: list[BlockCost], as_json: bool) -> None:

@@ -135,7 +135,8 @@ def show_front(front: Front) -> None:
     if "codec" in front.rows:
         choices, kind = ["codec"], "codecs"
     elif "design" in front.rows:
-        choices, kind = ["design", *choices, "variant"], "designs"
+        formats = [name for name in choices if name in front.rows and front.rows[name].notna().any()]
+        choices, kind = ["design", *formats, "variant"], "designs"
     title = Text(f"{front.workload}: {front.y} against {front.x}, {front.family} {kind}")
     if "recipe" in front.rows and front.rows["recipe"].nunique() > 1:
         choices.append("recipe")
@@ -148,7 +149,8 @@ def show_front(front: Front) -> None:
             from quantizers.recipes import recipe_label  # loads torch, as whoever has recipes has done
 
             row["recipe"] = recipe_label(row["recipe"])
-        _add(table, *(str(row[choice]) for choice in choices), *figures)
+        # A block without formats among others that have some: not a number.
+        _add(table, *("" if row[name] != row[name] else str(row[name]) for name in choices), *figures)
     _out.print(table)
     if front.hypervolume is not None:
         metrics = [METRICS[name] for name in (front.x, front.y)]
@@ -348,9 +350,10 @@ _WIDE = 150
 
 
 def show_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
-    """For each block what it is, and one row a parameter."""
+    """For each block what it is, whether it takes formats, and one row a parameter."""
     for block in blocks:
-        title = Text(f"{block['name']}: {block['meaning']}")
+        formats = "" if block.get("formats", True) else " (takes no formats)"
+        title = Text(f"{block['name']}{formats}: {block['meaning']}")
         table = Table("parameter", "default", "what it sets", title=title, title_justify="left")
         for parameter in block["parameters"]:
             default = "" if parameter["default"] is None else str(parameter["default"])

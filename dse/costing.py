@@ -1,4 +1,4 @@
-"""What a block costs for a pair of formats: from the registry of blocks to measured resources."""
+"""What a block costs, for a pair of formats if it has formats: from the registry to measured resources."""
 
 from __future__ import annotations
 
@@ -61,14 +61,15 @@ class BlockCost:
 
 def cost_of_block(
     name: str,
-    weights: str,
-    activations: str,
+    formats: Mapping[str, str],
     parameters: Mapping[str, Any],
     *,
     part: str,
     place: bool = False,
 ) -> BlockCost:
-    """Build the block for a pair of formats and synthesise it (from the cache where it is known).
+    """Build the block and synthesise it (from the cache where it is known).
+
+    Of its *formats* the names are given by role, ``weights`` and ``activations``; none, if it has none.
 
     With *place*, ``fmax_mhz`` too, whatever the part: see :mod:`costmodel.place_and_route`.
 
@@ -77,9 +78,9 @@ def cost_of_block(
         SynthesisError: the synthesiser failed.
         MissingExtraError, PlacementError: no place and route, or it failed.
     """
-    component = build_block(name, weights, activations, parameters)
+    component = build_block(name, formats, parameters)
     resources = synthesize(component, name=name, part=part, cache=ContentCache(namespace="synthesis"))
-    design = {"block": name, "weights": weights, "activations": activations, **parameters, "part": part}
+    design = {"block": name, **formats, **parameters, "part": part}
     bits = getattr(component, "accumulator_bits", None)
     widths = {} if bits is None else {"accumulator_bits": Figure(bits, Provenance.ANALYTIC)}
     cost = _cost(design, resources, widths)
@@ -100,83 +101,78 @@ def _placed(cost: BlockCost, component: Any, name: str) -> BlockCost:
     return BlockCost(cost.design, {**cost.metrics, **frequency}, tools, (*cost.notes, note))
 
 
-def speed_of_block(
-    name: str, weights: str, activations: str, parameters: Mapping[str, Any]
-) -> dict[str, Figure]:
+def speed_of_block(name: str, formats: Mapping[str, str], parameters: Mapping[str, Any]) -> dict[str, Figure]:
     """What the block tells of its speed, by metric: from its formulas, which its tests confirm.
 
     Raises:
         UsageError: as :func:`build_block`.
     """
     block = find_block(name)
-    arguments = block_arguments(name, weights, activations, parameters)
+    arguments = block_arguments(name, formats, parameters)
     speed = block.speed(block.build(**arguments), **arguments)
     return {name: Figure(value, Provenance.ANALYTIC) for name, value in speed.items()}
 
 
-def build_block(name: str, weights: str, activations: str, parameters: Mapping[str, Any]) -> Any:
-    """The component for a pair of formats.
+def build_block(name: str, formats: Mapping[str, str], parameters: Mapping[str, Any]) -> Any:
+    """The component for the formats of the given names, by role.
 
     Raises:
         UsageError: an unknown block, parameter or format, or formats the block cannot do.
     """
-    return find_block(name).build(**block_arguments(name, weights, activations, parameters))
+    return find_block(name).build(**block_arguments(name, formats, parameters))
 
 
-def block_arguments(
-    name: str, weights: str, activations: str, parameters: Mapping[str, Any]
-) -> dict[str, Any]:
+def block_arguments(name: str, formats: Mapping[str, str], parameters: Mapping[str, Any]) -> dict[str, Any]:
     """What the component of a block is called with.
 
     Raises:
-        UsageError: an unknown block or format, or one of a kind that the block does not take.
+        UsageError: an unknown block or format, or one that the block does not take, or that is missing.
     """
-    parse = find_block(name).parse_format
-    return {"weights": parse(weights), "activations": parse(activations), **parameters}
+    return {**find_block(name).formats_of(formats), **parameters}
 
 
 def cost_of_blocks(
     name: str,
-    pairs: Sequence[tuple[str, str]],
+    choices: Sequence[Mapping[str, str]],
     parameters: Mapping[str, Any],
     *,
     part: str,
     progress: Callable[[Iterable[Any], int], Iterable[Any]],
     place: bool = False,
 ) -> list[BlockCost]:
-    """The costs of many pairs of formats, in order; many of them on all cores.
+    """The costs of many choices of formats, in order; many of them on all cores.
 
     Raises:
         UsageError: a block, parameter, format or part that is none, before anything is synthesised.
-        SynthesisError: the synthesiser failed; of four pairs and more, also place and route.
+        SynthesisError: the synthesiser failed; of four choices and more, also place and route.
         MissingExtraError: no place and route is installed, before anything is synthesised.
         PlacementError: it failed.
     """
     find_part(part)
     if place:
         place_and_route_tools()
-    for weights, activations in pairs:
-        build_block(name, weights, activations, parameters)
-    if len(pairs) < _POOL_FROM:
+    for formats in choices:
+        build_block(name, formats, parameters)
+    if len(choices) < _POOL_FROM:
         return [
-            cost_of_block(name, w, a, parameters, part=part, place=place)
-            for w, a in progress(pairs, len(pairs))
+            cost_of_block(name, formats, parameters, part=part, place=place)
+            for formats in progress(choices, len(choices))
         ]
     costs: dict[int, BlockCost] = {}
-    function = partial(_cost_of_pair, name, dict(parameters), part, place)
+    function = partial(_cost_of_choice, name, dict(parameters), part, place)
     with LocalEngine() as engine:
-        for outcome in progress(engine.run(function, pairs, timeout_s=_TIMEOUT_S), len(pairs)):
+        for outcome in progress(engine.run(function, choices, timeout_s=_TIMEOUT_S), len(choices)):
             if outcome.value is None:
-                msg = f"{name} for {' and '.join(pairs[outcome.index])}: {outcome.error}"
+                msg = f"{name} for {' and '.join(choices[outcome.index].values())}: {outcome.error}"
                 raise SynthesisError(msg)
             costs[outcome.index] = outcome.value
-    return [costs[index] for index in range(len(pairs))]
+    return [costs[index] for index in range(len(choices))]
 
 
-def _cost_of_pair(
-    name: str, parameters: dict[str, Any], part: str, place: bool, pair: tuple[str, str]
+def _cost_of_choice(
+    name: str, parameters: dict[str, Any], part: str, place: bool, formats: Mapping[str, str]
 ) -> BlockCost:
-    return cost_of_block(name, *pair, parameters, part=part, place=place)
+    return cost_of_block(name, formats, parameters, part=part, place=place)
 
 
 def cost_of_verilog(files: Sequence[Path], *, top: str | None, part: str) -> BlockCost:
@@ -200,34 +196,50 @@ def _cost(design: dict[str, Any], resources: Resources, more: dict[str, Figure])
     return BlockCost(design, {**measured, **more}, dict(resources.tools), resources.notes)
 
 
-def format_pair(block: str, weights: str, activations: str | None) -> tuple[str, str]:
-    """The canonical names of a pair; activations are as weights where they are not given.
+def takes_formats(block: str) -> bool:
+    """Whether a block is made for formats of weights and activations.
 
     Raises:
-        UsageError: an unknown block or format, or one of a kind that the block does not take.
+        UsageError: an unknown block.
     """
-    parse = find_block(block).parse_format
-    return parse(weights).name, parse(activations or weights).name
+    return bool(find_block(block).formats)
 
 
-def chosen_pairs(
-    block: str, weights: str | None, activations: str | None, bits: str | None
-) -> list[tuple[str, str]]:
-    """The (weights, activations) pairs of a command: one pair, or every format of a range of widths.
+def block_formats(block: str, weights: str | None, activations: str | None) -> dict[str, str]:
+    """The canonical names of a block's formats by role; activations are as weights where they are not given.
 
     Raises:
-        UsageError: both or neither were chosen, a block or a format is unknown, or the range is wrong.
+        UsageError: an unknown block or format, one that the block does not take, or one that is missing.
+    """
+    given = {"weights": weights, "activations": activations or weights}
+    names = {role: name for role, name in given.items() if name is not None}
+    return {role: fmt.name for role, fmt in find_block(block).formats_of(names).items()}
+
+
+def chosen_formats(
+    block: str, weights: str | None, activations: str | None, bits: str | None
+) -> list[dict[str, str]]:
+    """The formats of a command, by role: one choice, or every format of a range of widths.
+
+    Raises:
+        UsageError: both or neither were chosen, or any for a block that takes none; a block or a format is
+            unknown, or the range is wrong.
     """
     if bits is None:
-        if weights is None:
+        if weights is None and takes_formats(block):
             msg = "say which formats: --weights F [--activations F], or --all --bits 3-8"
             raise UsageError(msg, expected=["--weights F", "--all"])
-        return [format_pair(block, weights, activations)]
+        return [block_formats(block, weights, activations)]
     if weights or activations:
         msg = "--all costs every format; it does not go together with --weights or --activations"
         raise UsageError(msg, given=weights or activations, expected=["--all", "--weights F"])
+    if not takes_formats(block):
+        msg = f"--all costs every format, and block {block!r} takes no formats; leave --all out"
+        raise UsageError(msg, given="--all", expected=[f"--block {block}"])
     widths = bit_range(bits, MIN_BITS, MAX_BITS)
-    return [(fmt.name, fmt.name) for width in widths for fmt in signed_formats(width)]
+    return [
+        {"weights": fmt.name, "activations": fmt.name} for width in widths for fmt in signed_formats(width)
+    ]
 
 
 def block_parameters(name: str, settings: Iterable[str]) -> dict[str, Any]:

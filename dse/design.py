@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from costmodel import content_key
@@ -52,6 +52,11 @@ class Design:
         """Short text for a chart."""
         raise NotImplementedError
 
+    @classmethod
+    def names_of_choices(cls) -> list[frozenset[str]]:
+        """The names that :meth:`as_dict` can have."""
+        return [frozenset(field.name for field in fields(cls))]
+
     def as_dict(self) -> dict[str, Any]:
         """Every choice, by name."""
         return asdict(self)
@@ -65,19 +70,19 @@ class Design:
         return content_key({"design": self.as_dict(), "tools": dict(tools), "data": data})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HardwarePoint(Design):
     """One hardware block with everything that can be set of it.
 
     Attributes:
-        weights, activations: names of formats.
+        weights, activations: names of formats; ``None``, and no choice, where the block takes none.
         design: the name of the alternative that it belongs to.
         variant: those of its parameters that the study varies, such as ``lanes=8``.
         parameters: all of them, as JSON.
     """
 
-    weights: str
-    activations: str
+    weights: str | None = None
+    activations: str | None = None
     design: str
     variant: str
     block: str
@@ -85,12 +90,33 @@ class HardwarePoint(Design):
     part: str
 
     @property
+    def formats(self) -> dict[str, str]:
+        """The names of its formats, by role; empty where it takes none."""
+        names = {"weights": self.weights, "activations": self.activations}
+        return {role: name for role, name in names.items() if name is not None}
+
+    @property
     def family(self) -> str:
         return self.design
 
     @property
     def label(self) -> str:
-        return " ".join(filter(None, (formats_label(self.weights, self.activations), self.variant)))
+        """Formats and what is varied; of a block without either its name."""
+        parts = [self.variant] if self.variant else []
+        if self.weights is not None and self.activations is not None:
+            parts.insert(0, formats_label(self.weights, self.activations))
+        return " ".join(parts) or self.block
+
+    @classmethod
+    def names_of_choices(cls) -> list[frozenset[str]]:
+        """With and without formats."""
+        (names,) = super().names_of_choices()
+        return [names, names - {"weights", "activations"}]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every choice that there is, by name."""
+        choices = super().as_dict()
+        return {name: choice for name, choice in choices.items() if choice is not None}
 
 
 @dataclass(frozen=True)

@@ -73,9 +73,11 @@ def check_point(point: DesignPoint) -> None:
         return
     activations = point.activation_format
     block, *_ = _blocks(point)
-    build_block(block, point.weights, activations.name, _parameters(point))
+    formats = {"weights": point.weights, "activations": activations.name}
+    build_block(block, formats, _parameters(point))
     if point.unsigned_activations:
-        build_block(block, point.weights, activations.unsigned_counterpart.name, _parameters(point))
+        unsigned = {**formats, "activations": activations.unsigned_counterpart.name}
+        build_block(block, unsigned, _parameters(point))
 
 
 def evaluate(task: Task) -> Evaluation:
@@ -108,11 +110,11 @@ def evaluate_hardware(task: HardwareTask) -> Evaluation:
     """Build and synthesise a block; its speed, where it tells one, and what its area is for that."""
     point = task.point
     parameters = json.loads(point.parameters)
-    cost = cost_of_block(point.block, point.weights, point.activations, parameters, part=point.part)
-    speed = speed_of_block(point.block, point.weights, point.activations, parameters)
+    cost = cost_of_block(point.block, point.formats, parameters, part=point.part)
+    speed = speed_of_block(point.block, point.formats, parameters)
     metrics = {**cost.metrics, **speed}
     area = cost.metrics["luts"]
-    for what in ("weight_bit", "weight"):
+    for what in ("weight_bit", "weight", "element"):
         if rate := speed.get(f"{what}s_per_cycle"):
             metrics[f"luts_per_{what}_cycle"] = Figure(area.value / rate.value, area.provenance)
     synthesis = ", ".join(f"{name} {text}" for name, text in cost.tools.items())
@@ -139,15 +141,16 @@ def costliest(point: DesignPoint, products: Sequence[Products]) -> BlockCost:
 def _unit(point: DesignPoint, weights: str, activations: str, products: list[Products]) -> BlockCost:
     """The unit for a pair of formats; of several, that which needs the fewest sites and cycles."""
     units = []
+    formats = {"weights": weights, "activations": activations}
     for block in _blocks(point):
         try:
-            component = build_block(block, weights, activations, _parameters(point))
+            component = build_block(block, formats, _parameters(point))
         except UsageError:  # formats without exponents have no bins
             if block == point.block:
                 raise
             continue
         pause = getattr(component, "pause", 0)
-        cost = cost_of_block(block, weights, activations, _parameters(point), part=point.part)
+        cost = cost_of_block(block, formats, _parameters(point), part=point.part)
         count = sum(some.count for some in products)
         cycles = sum(some.count * (1 + pause / some.dot_length) for some in products) / count
         sites = cost.metrics["luts"]

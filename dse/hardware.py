@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from amaranth.hdl import Shape
 
-from dse.costing import block_arguments, block_parameters, build_block, format_pair
+from dse.costing import block_arguments, block_formats, block_parameters, build_block
 from dse.design import setting_text
 from hw.blocks import BLOCKS, Stimuli, find_block
 from hw.simulation import SimulationError, simulate_stream, stream_ports
-from hw.testbench import testbench_files
+from hw.testbench import output_label, testbench_files
 from hw.verilator import VerilatedStream
 from hw.verilog import MADE_BY, documented_verilog
 from quantizers.errors import UsageError, unknown_choice
@@ -36,27 +36,25 @@ _SHOWN_MISMATCHES = 10
 
 @dataclass(frozen=True)
 class ChosenBlock:
-    """A block for a pair of formats, checked.
+    """A block with its formats, checked.
 
     Attributes:
         name: of the block.
-        weights: canonical name of the weight format.
-        activations: canonical name of the activation format.
+        formats: canonical names of its formats, by role; empty where it has none.
         parameters: every parameter of the block.
     """
 
     name: str
-    weights: str
-    activations: str
+    formats: Mapping[str, str]
     parameters: Mapping[str, Any]
 
     def build(self) -> Any:
         """A new component."""
-        return build_block(self.name, self.weights, self.activations, self.parameters)
+        return build_block(self.name, self.formats, self.parameters)
 
     def arguments(self) -> dict[str, Any]:
         """What the component is called with."""
-        return block_arguments(self.name, self.weights, self.activations, self.parameters)
+        return block_arguments(self.name, self.formats, self.parameters)
 
     def stimuli(self, component: Any, *, count: int, seed: int) -> Stimuli:
         """Random inputs, and the outputs, at least *count*, that the reference model expects."""
@@ -65,38 +63,41 @@ class ChosenBlock:
 
     def describe(self) -> str:
         """What was chosen, in a line."""
-        chosen = {"weights": self.weights, "activations": self.activations, **self.parameters}
+        chosen = {**self.formats, **self.parameters}
         return ", ".join(
             f"{name} {setting_text(value)}" for name, value in chosen.items() if value is not None
         )
 
     def as_json(self) -> dict[str, Any]:
         """Every choice, by name."""
-        return {
-            "block": self.name,
-            "weights": self.weights,
-            "activations": self.activations,
-            **self.parameters,
-        }
+        return {"block": self.name, **self.formats, **self.parameters}
 
 
-def choose_block(name: str, weights: str, activations: str | None, settings: Iterable[str]) -> ChosenBlock:
+def choose_block(
+    name: str, weights: str | None, activations: str | None, settings: Iterable[str]
+) -> ChosenBlock:
     """The block of a command; activations are as weights where they are not given.
 
     Raises:
-        UsageError: an unknown block, parameter or format, or formats the block cannot do.
+        UsageError: an unknown block, parameter or format, formats the block cannot do, or formats for a
+            block that takes none.
     """
-    chosen = ChosenBlock(name, *format_pair(name, weights, activations), block_parameters(name, settings))
+    formats = block_formats(name, weights, activations)
+    chosen = ChosenBlock(name, formats, block_parameters(name, settings))
     chosen.build()
     return chosen
 
 
 def list_blocks() -> list[dict[str, Any]]:
-    """Every block: what it is and its parameters with their defaults."""
+    """Every block: what it is and its parameters with their defaults.
+
+    Those that take no formats say so: their ``formats`` are an empty list, which the others do not have.
+    """
     return [
         {
             "name": block.name,
             "meaning": block.meaning,
+            **({} if block.formats else {"formats": []}),
             "parameters": [
                 {"name": parameter.name, "default": parameter.default, "meaning": parameter.meaning}
                 for parameter in block.parameters
@@ -145,14 +146,21 @@ def emit(chosen: ChosenBlock, folder: Path, *, count: int, seed: int, force: boo
 
 @dataclass(frozen=True)
 class Mismatch:
-    """An output that is not the expected one: its position, and both payloads as unsigned numbers."""
+    """An output that is not the expected one.
+
+    Attributes:
+        position: in its stream.
+        expected, got: both payloads as unsigned numbers.
+        label: what such an output is called, ``output`` where there is one stream of them.
+    """
 
     position: int
     expected: int
     got: int
+    label: str = "output"
 
     def __str__(self) -> str:
-        return f"output {self.position}: expected {self.expected:x}, got {self.got:x} (hexadecimal)"
+        return f"{self.label} {self.position}: expected {self.expected:x}, got {self.got:x} (hexadecimal)"
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Simulation:
         simulator: its name.
         checked: outputs that were compared.
         mismatches: those that differ from the reference model.
-        first_mismatches: the first few of them.
+        first_mismatches: the first few of each stream.
         cycles: clock cycles from the first offer to the last output.
         cycles_per_second: of the simulator, without building the model.
     """
@@ -223,19 +231,26 @@ def simulate(
     else:
         outputs, cycles, seconds = _run_amaranth(component, stimuli, seed, trace)
     wrong = [
-        Mismatch(position, expected, got)
-        for position, (expected, got) in enumerate(zip(stimuli.outputs, outputs, strict=True))
-        if expected != got
+        _mismatches(stimuli.outputs[name], got, output_label(name, list(outputs)))
+        for name, got in outputs.items()
     ]
     return Simulation(
         chosen,
         simulator,
-        checked=len(outputs),
-        mismatches=len(wrong),
-        first_mismatches=tuple(wrong[:_SHOWN_MISMATCHES]),
+        checked=sum(map(len, outputs.values())),
+        mismatches=sum(map(len, wrong)),
+        first_mismatches=tuple(mismatch for some in wrong for mismatch in some[:_SHOWN_MISMATCHES]),
         cycles=cycles,
         cycles_per_second=round(cycles / seconds, 1),
     )
+
+
+def _mismatches(expected: list[int], got: list[int], label: str) -> list[Mismatch]:
+    return [
+        Mismatch(position, *payloads, label)
+        for position, payloads in enumerate(zip(expected, got, strict=True))
+        if payloads[0] != payloads[1]
+    ]
 
 
 def _check_simulator(simulator: str, trace: Path | None) -> None:
@@ -247,34 +262,39 @@ def _check_simulator(simulator: str, trace: Path | None) -> None:
         raise UsageError(msg, given=simulator, expected=["amaranth"])
 
 
-def _run_verilator(component: Any, stimuli: Stimuli, seed: int) -> tuple[list[int], int, float]:
+_Outputs = dict[str, list[int]]
+"""Of each output stream the payloads, as the bits of the port."""
+
+
+def _run_verilator(component: Any, stimuli: Stimuli, seed: int) -> tuple[_Outputs, int, float]:
     """Outputs, cycles and seconds."""
-    shape = _output_shape(component)
+    shapes = _output_shapes(component)
     model = VerilatedStream(component)
     start = time.perf_counter()
     run = model.run(
         stimuli.inputs,
-        output_count=len(stimuli.outputs),
+        output_count=stimuli.output_counts,
         seed=seed,
         valid_probability=VALID_PROBABILITY,
         ready_probability=READY_PROBABILITY,
         first=stimuli.first,
     )
     seconds = time.perf_counter() - start
-    return [_bits(output, shape) for output in run.outputs.tolist()], run.cycles, seconds
+    streams = {name: payloads.tolist() for name, payloads in run.streams.items()}
+    return _as_bits(streams, shapes), run.cycles, seconds
 
 
 def _run_amaranth(
     component: Any, stimuli: Stimuli, seed: int, trace: Path | None
-) -> tuple[list[int], int, float]:
+) -> tuple[_Outputs, int, float]:
     """Outputs, cycles and seconds."""
-    shape = _output_shape(component)
+    shapes = _output_shapes(component)
     with _finished_file(trace) as file:
         start = time.perf_counter()
         run = simulate_stream(
             component,
             stimuli.inputs,
-            output_count=len(stimuli.outputs),
+            output_count=stimuli.output_counts,
             seed=seed,
             valid_probability=VALID_PROBABILITY,
             ready_probability=READY_PROBABILITY,
@@ -282,12 +302,16 @@ def _run_amaranth(
             trace=file,
         )
         seconds = time.perf_counter() - start
-    return [_bits(output, shape) for output in run.outputs], run.cycles, seconds
+    return _as_bits(run.streams, shapes), run.cycles, seconds
 
 
-def _output_shape(component: Any) -> Any:
-    _, source = stream_ports(component)
-    return component.signature.members[source].signature.members["payload"].shape
+def _output_shapes(component: Any) -> dict[str, Any]:
+    members = component.signature.members
+    return {name: members[name].signature.members["payload"].shape for name in stream_ports(component)[1]}
+
+
+def _as_bits(streams: Mapping[str, list[Any]], shapes: Mapping[str, Any]) -> _Outputs:
+    return {name: [_bits(output, shapes[name]) for output in payloads] for name, payloads in streams.items()}
 
 
 def _bits(output: Any, shape: Any) -> int:

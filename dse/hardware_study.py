@@ -1,4 +1,4 @@
-"""Studies of hardware alone: blocks, each with lists of formats and parameters, and fronts of their cost."""
+"""Studies of hardware alone: blocks, each with lists of formats, if any, and parameters, and cost fronts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from dse.costing import build_block
+from dse.costing import block_formats, build_block
 from dse.design import HardwarePoint, setting_text
 from dse.study_file import (
     PartName,
@@ -28,20 +28,23 @@ _Names = Annotated[list[str], BeforeValidator(listed), Field(min_length=1)]
 class Alternative(Section):
     """A block with what is varied of it: every combination of formats and parameters is a point.
 
-    A parameter that is given a list takes each of its values.
+    A parameter that is given a list takes each of its values. Blocks that take no formats have neither
+    ``weights`` nor ``activations``.
     """
 
     name: Annotated[str, Field(min_length=1)]
     block: Annotated[str, known("block", BLOCKS)]
-    weights: _Names
+    weights: _Names | None = None
     activations: _Names | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _of_the_block(self) -> Alternative:
         block = find_block(self.block)
-        for name in (*self.weights, *(self.activations or ())):
-            block.parse_format(name)
+        if self.weights is None and block.formats:
+            msg = f"block {self.block!r} needs weights: the name of a format, or a list of names"
+            raise UsageError(msg, expected=["weights"])
+        self._formats()
         for choice in combinations(self.parameters):
             block.parameters_with(choice)
         return self
@@ -50,19 +53,27 @@ class Alternative(Section):
         """Every combination; without ``activations`` they are as the weights."""
         block = find_block(self.block)
         varied = [name for name, values in self.parameters.items() if isinstance(values, list)]
-        for weights in dict.fromkeys(self.weights):
-            for activations in dict.fromkeys(self.activations or [weights]):
-                for choice in combinations(self.parameters):
-                    yield HardwarePoint(
-                        workload=study,
-                        weights=block.parse_format(weights).name,
-                        activations=block.parse_format(activations).name,
-                        design=self.name,
-                        variant=" ".join(f"{name}={setting_text(choice[name])}" for name in varied),
-                        block=self.block,
-                        parameters=json.dumps(block.parameters_with(choice)),
-                        part=part,
-                    )
+        for formats in self._formats():
+            for choice in combinations(self.parameters):
+                yield HardwarePoint(
+                    workload=study,
+                    **formats,
+                    design=self.name,
+                    variant=" ".join(f"{name}={setting_text(choice[name])}" for name in varied),
+                    block=self.block,
+                    parameters=json.dumps(block.parameters_with(choice)),
+                    part=part,
+                )
+
+    def _formats(self) -> list[dict[str, str]]:
+        """Every choice of formats, by role; where there is none to make, one that is empty.
+
+        Raises:
+            UsageError: an unknown format, or any for a block that takes none.
+        """
+        weights: list[str | None] = [*dict.fromkeys(self.weights or ())] or [None]
+        activations: list[str | None] = [*dict.fromkeys(self.activations or ())] or [None]
+        return [block_formats(self.block, w, a) for w in weights for a in activations]
 
 
 class HardwareStudy(StudyFile):
@@ -84,7 +95,7 @@ class HardwareStudy(StudyFile):
         """
         for point in self.points():
             try:
-                build_block(point.block, point.weights, point.activations, json.loads(point.parameters))
+                build_block(point.block, point.formats, json.loads(point.parameters))
             except UsageError as error:
                 msg = f"{point.design}, {point.label}: {error}"
                 raise UsageError(msg, given=error.given, expected=error.expected) from None

@@ -176,6 +176,18 @@ METRICS = {
             False,
             "LUT6 sites over weights per cycle.",
         ),
+        Metric(
+            "elements_per_cycle",
+            "elements per cycle",
+            True,
+            "Elements of vectors that a block works on in a cycle, over whole vectors.",
+        ),
+        Metric(
+            "luts_per_element_cycle",
+            "LUT6 sites per element and cycle",
+            False,
+            "LUT6 sites over elements per cycle.",
+        ),
         Metric("lut_cells", "LUT cells", False, "LUT cells as the synthesiser counts them."),
         Metric("carries", "carry blocks (CARRY4)", False, "CARRY4 blocks."),
         Metric("carry_positions", "carry positions in use", False, "Positions of CARRY4 blocks in use."),

@@ -42,7 +42,10 @@ class Front:
             "y": self.y,
             "workload": self.workload,
             "family": self.family,
-            "points": self.rows[columns].to_dict(orient="records"),
+            "points": [
+                {name: value for name, value in row.items() if not pd.isna(value)}
+                for row in self.rows[columns].to_dict(orient="records")
+            ],
             "reference": list(self.reference),
         }
         return document if self.hypervolume is None else {**document, "hypervolume": self.hypervolume}

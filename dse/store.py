@@ -6,7 +6,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,7 @@ class ResultStore:
 
 
 _KINDS = {
-    frozenset(choice.name for choice in fields(kind)): kind
-    for kind in (DesignPoint, HardwarePoint, CachePoint)
+    names: kind for kind in (DesignPoint, HardwarePoint, CachePoint) for names in kind.names_of_choices()
 }
 
 

@@ -1,4 +1,4 @@
-"""Amaranth's own simulator for components with input streams and one output stream.
+"""Amaranth's own simulator for components with input and output streams.
 
 For small tests (about 2,000 cycles a second); :mod:`hw.verilator` runs long ones.
 """
@@ -31,20 +31,26 @@ class Trace:
     """What came out of a simulation.
 
     Attributes:
-        outputs: payloads in the order in which they were taken; a list of numbers each where the payload
-            is an array, its bits as a number where it is a structure.
+        streams: of each output stream the payloads in the order in which they were taken; a list of numbers
+            each where the payload is an array, its bits as a number where it is a structure.
         cycles: clock cycles from the first offer to the last output.
     """
 
-    outputs: list[Any]
+    streams: dict[str, list[Any]]
     cycles: int
 
+    @property
+    def outputs(self) -> list[Any]:
+        """Those of the only output stream."""
+        (only,) = self.streams.values()
+        return only
 
-def stream_ports(component: wiring.Component) -> tuple[list[str], str]:
-    """Names of the input streams and of the output stream.
+
+def stream_ports(component: wiring.Component) -> tuple[list[str], list[str]]:
+    """Names of the input streams and of the output streams.
 
     Raises:
-        UsageError: the component does not have exactly one output stream and at least one input stream.
+        UsageError: the component has no input stream, or no output stream.
     """
     ports = [
         (name, member.flow)
@@ -53,27 +59,47 @@ def stream_ports(component: wiring.Component) -> tuple[list[str], str]:
     ]
     sinks = [name for name, flow in ports if flow is wiring.In]
     sources = [name for name, flow in ports if flow is wiring.Out]
-    if not sinks or len(sources) != 1:
+    if not sinks or not sources:
         msg = f"{type(component).__name__} needs one input and one output stream, not {sinks} and {sources}"
         raise UsageError(msg, given=f"{sinks}, {sources}", expected=["one input stream", "one output stream"])
-    return sinks, sources[0]
+    return sinks, sources
 
 
-def items_of_streams(items: _Items | Mapping[str, _Items], sinks: Sequence[str]) -> dict[str, _Items]:
-    """What each input stream is offered; the name may be left out where there is only one.
+def of_streams(
+    items: _Items | Mapping[str, _Items], names: Sequence[str], *, what: str = "items", kind: str = "input"
+) -> dict[str, _Items]:
+    """What is said of each stream; the name may be left out where there is only one.
+
+    Args:
+        items: by the names of the streams, or of the only stream.
+        names: of the streams.
+        what, kind: what errors call the items and the streams.
 
     Raises:
-        UsageError: names that are not those of the input streams.
+        UsageError: names that are not those of the streams.
     """
     if not isinstance(items, Mapping):
-        if len(sinks) == 1:
-            return {sinks[0]: items}
-        msg = f"the items need the names of the input streams: {', '.join(sinks)}"
-        raise UsageError(msg, given="items without names", expected=sinks)
-    if set(items) != set(sinks):
-        msg = f"the items must be for the input streams {', '.join(sinks)}, not {', '.join(items) or 'none'}"
-        raise UsageError(msg, given=", ".join(items), expected=sinks)
-    return {name: items[name] for name in sinks}
+        if len(names) == 1:
+            return {names[0]: items}
+        msg = f"the {what} need the names of the {kind} streams: {', '.join(names)}"
+        raise UsageError(msg, given=f"{what} without names", expected=names)
+    if set(items) != set(names):
+        given = ", ".join(items)
+        msg = f"the {what} must be for the {kind} streams {', '.join(names)}, not {given or 'none'}"
+        raise UsageError(msg, given=given, expected=names)
+    return {name: items[name] for name in names}
+
+
+def counts_of_streams(counts: int | Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
+    """How many outputs are waited for, by the output streams' names; as :func:`of_streams`."""
+    return of_streams(counts, names, what="output counts", kind="output")
+
+
+def progress(taken: Mapping[str, int], counts: Mapping[str, int]) -> str:
+    """For errors: ``3 of 4 outputs``, or by the names of the streams where there are several."""
+    return ", ".join(
+        f"{taken[name]} of {count} {name if len(counts) > 1 else 'outputs'}" for name, count in counts.items()
+    )
 
 
 def check_probability(name: str, value: float) -> None:
@@ -109,7 +135,7 @@ def simulate_stream(
     component: wiring.Component,
     items: Sequence[Any] | Mapping[str, Sequence[Any]],
     *,
-    output_count: int,
+    output_count: int | Mapping[str, int],
     seed: int = 0,
     valid_probability: float = 1.0,
     ready_probability: float = 1.0,
@@ -117,16 +143,16 @@ def simulate_stream(
     max_cycles: int | None = None,
     trace: Path | None = None,
 ) -> Trace:
-    """Offers *items* to the input streams and takes *output_count* payloads from the output stream.
+    """Offers *items* to the input streams and takes *output_count* payloads from the output streams.
 
-    Producers and consumer are ready with the given probabilities in each cycle; once offered, an item
-    stays until it is taken.
+    Producers and consumers are ready with the given probabilities in each cycle; once offered, an item
+    stays until it is taken. A consumer that has what it waits for takes no more.
 
     Args:
         component: elaborated once, so it cannot be used again.
         items: payloads as Amaranth's simulator sets them: an integer, or a sequence or mapping for a
             layout. By the name of the stream, where there are several input streams.
-        output_count: outputs to wait for.
+        output_count: outputs to wait for. By the name of the stream, where there are several.
         seed: of all random choices.
         valid_probability: above 0, at most 1.
         ready_probability: above 0, at most 1.
@@ -136,21 +162,22 @@ def simulate_stream(
         trace: where to write the waveforms, a VCD file, also if the run is given up.
 
     Raises:
-        UsageError: a probability out of range, items that do not fit the streams, or the component does
-            not have input streams and one output stream.
+        UsageError: a probability out of range, items or counts that do not fit the streams, or the
+            component does not have input and output streams.
         SimulationError: the outputs did not come within *max_cycles*.
     """
-    sinks, source_name = stream_ports(component)
-    offered = items_of_streams(items, sinks)
+    sinks, source_names = stream_ports(component)
+    offered = of_streams(items, sinks)
+    counts = counts_of_streams(output_count, source_names)
     check_run(sinks, first, valid_probability, ready_probability)
-    source = getattr(component, source_name)
+    sources = [getattr(component, name) for name in source_names]
     consumer_choice = random.Random(seed + 1)
-    outputs: list[Any] = []
+    outputs: dict[str, list[Any]] = {name: [] for name in source_names}
     cycles = 0
     unfinished = set(first)
     if max_cycles is None:
         item_count = sum(map(len, offered.values()))
-        max_cycles = default_limit(item_count, output_count, valid_probability, ready_probability)
+        max_cycles = default_limit(item_count, sum(counts.values()), valid_probability, ready_probability)
 
     async def produce(ctx: SimulatorContext, name: str, choice: random.Random) -> None:
         sink = getattr(component, name)
@@ -169,17 +196,24 @@ def simulate_stream(
 
     async def consume(ctx: SimulatorContext) -> None:
         nonlocal cycles
-        while len(outputs) < output_count:
+        ports = [port for source in sources for port in (source.valid, source.payload)]
+        while waiting := [name for name, count in counts.items() if len(outputs[name]) < count]:
             if cycles >= max_cycles:
-                name = type(component).__name__
-                msg = f"{name} gave {len(outputs)} of {output_count} outputs in {max_cycles} cycles"
+                taken = {name: len(payloads) for name, payloads in outputs.items()}
+                msg = f"{type(component).__name__} gave {progress(taken, counts)} in {max_cycles} cycles"
                 raise SimulationError(msg)
-            ready = consumer_choice.random() < ready_probability
-            ctx.set(source.ready, ready)
-            _, _, valid, payload = await ctx.tick().sample(source.valid, source.payload)
+            ready = [
+                name in waiting and consumer_choice.random() < ready_probability for name in source_names
+            ]
+            for source, is_ready in zip(sources, ready, strict=True):
+                ctx.set(source.ready, is_ready)
+            _, _, *sampled = await ctx.tick().sample(*ports)
             cycles += 1
-            if valid and ready:
-                outputs.append(_plain(payload))
+            for name, is_ready, valid, payload in zip(
+                source_names, ready, sampled[::2], sampled[1::2], strict=True
+            ):
+                if valid and is_ready:
+                    outputs[name].append(_plain(payload))
 
     # A component without registers brings no clock.
     design = Module()

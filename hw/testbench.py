@@ -1,14 +1,14 @@
 """Self-checking Verilog-2005 test benches of stream components, for Icarus, Verilator and others.
 
 The bench offers every payload of the stimuli under random stalls, takes the outputs under random stalls,
-compares them with those of the reference model, and watches the handshake of the output: an offered
+compares them with those of the reference model, and watches the handshake of each output: an offered
 payload stays until it is taken. Where nothing is offered the input payload is unknown (x), so that a
 component that looks at it fails in simulators that have x.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from amaranth.lib import wiring
 
@@ -35,7 +35,6 @@ module @NAME@_tb;
   parameter IDLE_LIMIT = @IDLE_LIMIT@;  // cycles without a transfer before the bench gives up
   localparam COUNT = @OUTPUTS@;
   localparam DRAIN = 64;  // cycles in which a surplus output would be seen
-  localparam SHOWN = 10;  // mismatches that are printed
 
   reg clk;
   reg [1:0] resetting;
@@ -48,32 +47,24 @@ module @NAME@_tb;
   always @(posedge clk) if (rst) resetting <= resetting - 2'd1;
 
 @WIRES@
-  wire [@WIDTH-1@:0] result;
-  wire result_valid, result_ready;
 
   @NAME@ dut (
 @CONNECTIONS@
   );
 
+  integer cycles, idle, drained;
+
 @SOURCES@
 
-  reg [@WIDTH-1@:0] expected [0:COUNT-1];
-  reg [@WIDTH-1@:0] held;
-  reg waiting;
-  integer checked, mismatches, handshake_errors, cycles, idle, drained;
-  wire any_transfer = @ANY_TRANSFER@;
-  wire done = checked == COUNT;
+@SINKS@
 
-  @NAME@_tb_chance #(.OF_256(READY_OF_256), .SEED(SEED)) sink (
-    .clk(clk), .go(!rst), .yes(result_ready)
-  );
+  wire any_transfer = @ANY_TRANSFER@;
+  wire [31:0] checked = @CHECKED@;
+  wire [31:0] mismatches = @MISMATCHES@;
+  wire [31:0] handshake_errors = @HANDSHAKE_ERRORS@;
+  wire done = @ALL_DONE@;
 
   initial begin
-    $readmemh("@EXPECTED@", expected);
-    waiting = 0;
-    checked = 0;
-    mismatches = 0;
-    handshake_errors = 0;
     cycles = 0;
     idle = 0;
     drained = 0;
@@ -83,29 +74,6 @@ module @NAME@_tb;
     if (!done) cycles <= cycles + 1;
     idle <= any_transfer ? 0 : idle + 1;
     if (done) drained <= drained + 1;
-
-    waiting <= result_valid && !result_ready;
-    held <= result;
-    if (waiting && (!result_valid || result !== held)) begin
-      handshake_errors <= handshake_errors + 1;
-      if (handshake_errors < SHOWN)
-        $display("cycle %0d: the offered output changed before it was taken", cycles);
-    end
-
-    if (result_valid && result_ready) begin
-      if (done) begin
-        $display("cycle %0d: an output too many", cycles);
-        mismatches <= mismatches + 1;
-      end else begin
-        checked <= checked + 1;
-        if (result !== expected[checked]) begin
-          mismatches <= mismatches + 1;
-          if (mismatches < SHOWN)
-            $display("output %0d: expected %0h, got %0h", checked, expected[checked], result);
-        end
-      end
-    end
-
     if (drained == DRAIN || idle == IDLE_LIMIT) begin
       $display("%0s: %0d of %0d outputs checked, %0d mismatches, %0d handshake errors, %0d cycles",
         done && mismatches == 0 && handshake_errors == 0 ? "PASS" : "FAIL",
@@ -136,6 +104,52 @@ module @NAME@_tb_source #(
   always @(posedge clk) if (go) begin
     if (taken) next <= next + 1;
     if (taken || !valid) valid <= willing && next + (taken ? 1 : 0) < COUNT;
+  end
+endmodule
+
+// Takes payloads under random stalls and compares them with those of FILE; LABEL is what messages call one.
+module @NAME@_tb_sink #(
+  parameter WIDTH = 1, parameter COUNT = 1, parameter FILE = "", parameter LABEL = "output",
+  parameter OF_256 = 256, parameter SEED = 1
+) (
+  input clk, input go, input [31:0] cycles, input valid, input [WIDTH-1:0] payload, output ready,
+  output reg [31:0] checked, output reg [31:0] mismatches, output reg [31:0] handshake_errors, output done
+);
+  localparam SHOWN = 10;  // mismatches that are printed
+  reg [WIDTH-1:0] expected [0:COUNT-1];
+  reg [WIDTH-1:0] held;
+  reg waiting;
+  @NAME@_tb_chance #(.OF_256(OF_256), .SEED(SEED)) stalls (.clk(clk), .go(go), .yes(ready));
+  assign done = checked == COUNT;
+  initial begin
+    $readmemh(FILE, expected);
+    waiting = 0;
+    checked = 0;
+    mismatches = 0;
+    handshake_errors = 0;
+  end
+  always @(posedge clk) if (go) begin
+    waiting <= valid && !ready;
+    held <= payload;
+    if (waiting && (!valid || payload !== held)) begin
+      handshake_errors <= handshake_errors + 1;
+      if (handshake_errors < SHOWN)
+        $display("cycle %0d: the offered %0s changed before it was taken", cycles, LABEL);
+    end
+
+    if (valid && ready) begin
+      if (done) begin
+        $display("cycle %0d: an %0s too many", cycles, LABEL);
+        mismatches <= mismatches + 1;
+      end else begin
+        checked <= checked + 1;
+        if (payload !== expected[checked]) begin
+          mismatches <= mismatches + 1;
+          if (mismatches < SHOWN)
+            $display("%0s %0d: expected %0h, got %0h", LABEL, checked, expected[checked], payload);
+        end
+      end
+    end
   end
 endmodule
 
@@ -171,6 +185,19 @@ _SOURCE = """\
     .ready(@STREAM@_ready), .valid(@STREAM@_valid), .payload(@STREAM@), .done(@STREAM@_done)
   );"""
 
+_SINK = """\
+  @NAME@_tb_sink #(
+    .WIDTH(@WIDTH@), .COUNT(@COUNT@), .FILE("@FILE@"), .LABEL("@LABEL@"),
+    .OF_256(READY_OF_256), .SEED(SEED@INDEX@)
+  ) @STREAM@_sink (
+    .clk(clk), .go(!rst), .cycles(cycles),
+    .ready(@STREAM@_ready), .valid(@STREAM@_valid), .payload(@STREAM@), .done(@STREAM@_done),
+    .checked(@STREAM@_checked), .mismatches(@STREAM@_mismatches),
+    .handshake_errors(@STREAM@_handshake_errors)
+  );"""
+
+_COUNTERS = ("checked", "mismatches", "handshake_errors")
+
 
 def testbench_files(
     component: wiring.Component, stimuli: Stimuli, *, name: str, latency: int
@@ -178,67 +205,70 @@ def testbench_files(
     """The texts of a bench by the names of their files: ``NAME_tb.v`` and the vectors it reads.
 
     Args:
-        component: with one output stream; it is only asked for its ports.
-        stimuli: at least one output, and payloads for every input stream.
+        component: with streams only; it is only asked for its ports.
+        stimuli: payloads for every stream.
         name: of the module that :func:`hw.verilog.to_verilog` makes of the component.
         latency: of the component in cycles; sets how long the bench waits for an output.
 
     Raises:
-        UsageError: the component has other ports than streams, or not one output stream; the stimuli
-            are not for its streams, or hold nothing for one of them.
+        UsageError: the component has other ports than streams, or no output stream; the stimuli are not for
+            its streams, or hold nothing for one of them.
     """
     widths = {port.name: port.width for port in ports_of(component)}
-    sources, sink = _streams(ports_of(component))
-    _check(stimuli, sources, name)
-    files = {f"{name}_tb_{stream}.hex": payloads for stream, payloads in stimuli.inputs.items()}
-    expected = f"{name}_tb_{sink}.hex"
+    sources, sinks = _streams(ports_of(component))
+    _check(stimuli, sources, sinks, name)
     bench = _fill(
         _BENCH,
-        CONNECTIONS=_connections(sources, sink),
+        CONNECTIONS=_connections([*sources, *sinks]),
         SOURCES="\n".join(_source(stream, stimuli, index, widths) for index, stream in enumerate(sources, 1)),
-        WIRES="\n".join(_wires(stream, widths) for stream in sources),
-        ANY_TRANSFER=_any_transfer(sources),
-        EXPECTED=expected,
-        OUTPUTS=len(stimuli.outputs),
+        SINKS="\n".join(_sinks(sinks, stimuli, len(sources), widths)),
+        WIRES="\n".join([*(_wires(stream, widths) for stream in [*sources, *sinks]), *map(_counters, sinks)]),
+        ANY_TRANSFER=" || ".join(f"({wire}_valid && {wire}_ready)" for wire in [*sources, *sinks]),
+        ALL_DONE=" && ".join(f"{sink}_done" for sink in sinks),
+        OUTPUTS=sum(stimuli.output_counts.values()),
         IDLE_LIMIT=IDLE_CYCLES + 4 * latency,
         MADE_BY=made_by(),
-        **{"WIDTH-1": widths[f"{sink}__payload"] - 1},
+        **{counter.upper(): " + ".join(f"{sink}_{counter}" for sink in sinks) for counter in _COUNTERS},
     )
     texts = {f"{name}_tb.v": _fill(bench, NAME=name)}
-    for file, payloads in {**files, expected: stimuli.outputs}.items():
-        texts[file] = _hex_file(payloads)
+    for stream, payloads in {**stimuli.inputs, **stimuli.outputs}.items():
+        texts[f"{name}_tb_{stream}.hex"] = _hex_file(payloads)
     return texts
 
 
-def _streams(ports: Sequence[Port]) -> tuple[list[str], str]:
-    """Names of the input streams and of the output stream."""
+def output_label(stream: str, streams: Sequence[str]) -> str:
+    """What messages call an output of a stream, one of *streams*: that of the only one has no name."""
+    return "output" if len(streams) == 1 else f"output of {stream}"
+
+
+def _streams(ports: Sequence[Port]) -> tuple[list[str], list[str]]:
+    """Names of the input streams and of the output streams."""
     payloads = [port for port in ports if port.name.endswith("__payload")]
     sources = [port.name.removesuffix("__payload") for port in payloads if port.direction == "input"]
     sinks = [port.name.removesuffix("__payload") for port in payloads if port.direction == "output"]
-    if len(sinks) != 1 or len(ports) != 2 + 3 * len(payloads):
+    if not sinks or len(ports) != 2 + 3 * len(payloads):
         names = [port.name for port in ports]
         msg = f"a test bench needs a component with streams only, one of them an output, not {names}"
-        raise UsageError(msg, given=names, expected=["input streams and one output stream"])
-    return sources, sinks[0]
+        raise UsageError(msg, given=names, expected=["input streams and output streams"])
+    return sources, sinks
 
 
-def _check(stimuli: Stimuli, sources: Sequence[str], name: str) -> None:
+def _check(stimuli: Stimuli, sources: Sequence[str], sinks: Sequence[str], name: str) -> None:
     counts = {stream: len(payloads) for stream, payloads in stimuli.inputs.items()}
-    if sorted(sources) != sorted(counts) or not all([*counts.values(), stimuli.outputs]):
-        msg = (
-            f"the bench of {name} needs payloads for {sources} and outputs, "
-            f"not {counts} and {len(stimuli.outputs)}"
-        )
-        raise UsageError(msg, given=counts, expected=sources)
+    wanted = stimuli.output_counts
+    named = sorted(sources) == sorted(counts) and sorted(sinks) == sorted(wanted)
+    if not named or not all([*counts.values(), *wanted.values()]):
+        msg = f"the bench of {name} needs payloads for {sources} and {sinks}, not {counts} and {wanted}"
+        raise UsageError(msg, given={**counts, **wanted}, expected=[*sources, *sinks])
 
 
-def _connections(sources: Sequence[str], sink: str) -> str:
+def _connections(streams: Sequence[str]) -> str:
     wires = {"clk": "clk", "rst": "rst"}
-    for stream, wire in [*((source, source) for source in sources), (sink, "result")]:
+    for stream in streams:
         wires |= {
-            f"{stream}__payload": wire,
-            f"{stream}__valid": f"{wire}_valid",
-            f"{stream}__ready": f"{wire}_ready",
+            f"{stream}__payload": stream,
+            f"{stream}__valid": f"{stream}_valid",
+            f"{stream}__ready": f"{stream}_ready",
         }
     return ",\n".join(f"    .{port}({wire})" for port, wire in wires.items())
 
@@ -248,6 +278,25 @@ def _wires(stream: str, widths: Mapping[str, int]) -> str:
         f"  wire [{widths[f'{stream}__payload'] - 1}:0] {stream};\n"
         f"  wire {stream}_valid, {stream}_ready, {stream}_done;"
     )
+
+
+def _counters(stream: str) -> str:
+    return f"  wire [31:0] {', '.join(f'{stream}_{counter}' for counter in _COUNTERS)};"
+
+
+def _sinks(
+    sinks: Sequence[str], stimuli: Stimuli, source_count: int, widths: Mapping[str, int]
+) -> Iterator[str]:
+    for index, stream in enumerate(sinks):
+        yield _fill(
+            _SINK,
+            STREAM=stream,
+            WIDTH=widths[f"{stream}__payload"],
+            COUNT=len(stimuli.outputs[stream]),
+            FILE=f"@NAME@_tb_{stream}.hex",
+            LABEL=output_label(stream, sinks),
+            INDEX=f" + {source_count + index}" if index else "",
+        )
 
 
 def _source(stream: str, stimuli: Stimuli, index: int, widths: Mapping[str, int]) -> str:
@@ -261,10 +310,6 @@ def _source(stream: str, stimuli: Stimuli, index: int, widths: Mapping[str, int]
         INDEX=index,
         GO=" && ".join(["!rst", *(f"{other}_done" for other in waits_for)]),
     )
-
-
-def _any_transfer(sources: Sequence[str]) -> str:
-    return " || ".join(f"({wire}_valid && {wire}_ready)" for wire in [*sources, "result"])
 
 
 def _hex_file(payloads: Sequence[int]) -> str:

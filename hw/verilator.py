@@ -34,8 +34,10 @@ from hw.sharing import SharedModules
 from hw.simulation import (
     SimulationError,
     check_run,
+    counts_of_streams,
     default_limit,
-    items_of_streams,
+    of_streams,
+    progress,
     stream_ports,
 )
 from quantizers.errors import MissingExtraError, UsageError
@@ -115,27 +117,37 @@ struct Producer {
     }
     void see(bool ready) { if (is_offering && ready) { ++sent; is_offering = false; } }
 };
-extern "C" int64_t run(const Items* items, uint32_t* out, int64_t out_count, int64_t out_words,
-                       uint64_t seed, uint64_t valid_threshold, uint64_t ready_threshold,
-                       int64_t max_cycles) {
+struct Outputs {
+    uint32_t* words; int64_t count, stride, taken;
+    bool is_done() const { return taken == count; }
+    template <class Valid, class Ready, class Payload>
+    void see(const Valid& valid, const Ready& ready, const Payload& payload) {
+        if (valid && ready) get(payload, words + taken++ * stride);
+    }
+};
+extern "C" int64_t run(const Items* items, Outputs* outputs, uint64_t seed, uint64_t valid_threshold,
+                       uint64_t ready_threshold, int64_t max_cycles) {
     VerilatedContext context;
     Vdut dut(&context);
     uint64_t state = seeded(seed * STREAMS);
     @PRODUCERS@
     reset(dut, true, 0); step(dut, false); step(dut, true); reset(dut, false, 0);
-    int64_t taken = 0, cycle = 0;
-    for (; taken < out_count && cycle < max_cycles; ++cycle) {
+    int64_t cycle = 0;
+    for (; !(@ALL_DONE@) && cycle < max_cycles; ++cycle) {
         const bool may_start = @FIRST_DONE@;
         @OFFER@
-        dut.@OUT@ready = chance(state, ready_threshold);
+        @ALLOW@
         step(dut, false);
-        if (dut.@OUT@valid && dut.@OUT@ready) get(dut.@OUT@payload, out + taken++ * out_words);
+        @TAKE@
         @SEE@
         step(dut, true);
     }
-    return taken == out_count ? cycle : -taken - 1;
+    return @ALL_DONE@ ? cycle : -1;
 }
 """
+
+
+Payloads = npt.NDArray[np.int64] | npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True)
@@ -143,13 +155,19 @@ class BatchTrace:
     """What came out of a run.
 
     Attributes:
-        outputs: payloads in order, shape ``(n,)``, or ``(n, length)`` where the payload is an array: int64,
-            or Python integers (dtype object) for numbers beyond 64 bits.
+        streams: of each output stream the payloads in order, shape ``(n,)``, or ``(n, length)`` where the
+            payload is an array: int64, or Python integers (dtype object) for numbers beyond 64 bits.
         cycles: clock cycles from the first offer to the last output.
     """
 
-    outputs: npt.NDArray[np.int64] | npt.NDArray[np.object_]
+    streams: dict[str, Payloads]
     cycles: int
+
+    @property
+    def outputs(self) -> Payloads:
+        """Those of the only output stream."""
+        (only,) = self.streams.values()
+        return only
 
 
 class _Items(ctypes.Structure):
@@ -163,35 +181,45 @@ class _Items(ctypes.Structure):
     )
 
 
+class _Outputs(ctypes.Structure):
+    """Where the harness writes what one output stream gives, and how much it has given."""
+
+    _fields_ = (
+        ("words", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("stride", ctypes.c_int64),
+        ("taken", ctypes.c_int64),
+    )
+
+
 class VerilatedStream:
-    """A component with input streams and one output stream, compiled. Every run starts from reset.
+    """A component with input and output streams, compiled. Every run starts from reset.
 
     Args:
         component: elaborated once, so it cannot be used again.
 
     Raises:
-        UsageError: the component does not have exactly one output stream and at least one input stream.
+        UsageError: the component has no input stream, or no output stream.
         MissingExtraError: Verilator is not installed.
         SimulationError: no C++ compiler, or the model does not compile.
     """
 
     def __init__(self, component: wiring.Component) -> None:
-        self._sinks, source = stream_ports(component)
+        self._sinks, self._sources = stream_ports(component)
         self._in_layouts = [_layout(component, sink) for sink in self._sinks]
-        self._out_layout = _layout(component, source)
+        self._out_layouts = [_layout(component, source) for source in self._sources]
         rtlil = SharedModules().convert(component, name=_TOP)
-        library = _build(rtlil, _harness(self._sinks, source))
+        library = _build(rtlil, _harness(self._sinks, self._sources))
         self._run = ctypes.CDLL(str(library)).run
         self._run.restype = ctypes.c_int64
-        words, count, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_uint64
-        items = ctypes.POINTER(_Items)
-        self._run.argtypes = [items, words, count, count, number, number, number, count]
+        items, outputs, number = ctypes.POINTER(_Items), ctypes.POINTER(_Outputs), ctypes.c_uint64
+        self._run.argtypes = [items, outputs, number, number, number, ctypes.c_int64]
 
     def run(
         self,
         items: npt.ArrayLike | Mapping[str, npt.ArrayLike],
         *,
-        output_count: int,
+        output_count: int | Mapping[str, int],
         seed: int = 0,
         valid_probability: float = 1.0,
         ready_probability: float = 1.0,
@@ -204,7 +232,8 @@ class VerilatedStream:
             items: the payloads of each input stream, by its name; the name may be left out where there is
                 one stream. Shape ``(n,)``: the bits of a payload as an integer of any size. Shape
                 ``(n, length)``, where the payload is an array: its elements.
-            output_count: outputs to wait for.
+            output_count: outputs to wait for; by the name of the stream, where there are several. A stream of
+                which all have come is taken no more of.
             seed: of all random choices.
             valid_probability: with which a payload is offered in a cycle; above 0, at most 1.
             ready_probability: with which one is taken; above 0, at most 1.
@@ -213,35 +242,41 @@ class VerilatedStream:
                 output, more of them with stalls.
 
         Raises:
-            UsageError: a probability out of range, or items that do not fit the streams.
+            UsageError: a probability out of range, or items or counts that do not fit the streams.
             SimulationError: the outputs did not come within *max_cycles*.
         """
-        offered: dict[str, npt.ArrayLike] = items_of_streams(items, self._sinks)
+        offered: dict[str, npt.ArrayLike] = of_streams(items, self._sinks)
+        counts = counts_of_streams(output_count, self._sources)
         check_run(self._sinks, first, valid_probability, ready_probability)
         sent = [
             _packed(offered[name], layout) for name, layout in zip(self._sinks, self._in_layouts, strict=True)
         ]
-        taken = np.zeros((output_count, _words(self._out_layout.width)), dtype=np.uint32)
+        taken = [
+            np.zeros((counts[name], _words(layout.width)), dtype=np.uint32)
+            for name, layout in zip(self._sources, self._out_layouts, strict=True)
+        ]
         if max_cycles is None:
             item_count = sum(map(len, sent))
-            max_cycles = default_limit(item_count, output_count, valid_probability, ready_probability)
+            max_cycles = default_limit(item_count, sum(counts.values()), valid_probability, ready_probability)
         streams = [
             _Items(words.ctypes.data, *words.shape, name in first)
             for name, words in zip(self._sinks, sent, strict=True)
         ]
+        outputs = (_Outputs * len(taken))(*(_Outputs(words.ctypes.data, *words.shape, 0) for words in taken))
         cycles = self._run(
             (_Items * len(streams))(*streams),
-            taken.ctypes.data,
-            *taken.shape,
+            outputs,
             seed,
             int(valid_probability * _RANDOM_SCALE),
             int(ready_probability * _RANDOM_SCALE),
             max_cycles,
         )
         if cycles < 0:
-            msg = f"the model gave {-cycles - 1} of {output_count} outputs in {max_cycles} cycles"
+            given = {name: output.taken for name, output in zip(self._sources, outputs, strict=True)}
+            msg = f"the model gave {progress(given, counts)} in {max_cycles} cycles"
             raise SimulationError(msg)
-        return BatchTrace(_unpacked(taken, self._out_layout), cycles)
+        payloads = [_unpacked(words, layout) for words, layout in zip(taken, self._out_layouts, strict=True)]
+        return BatchTrace(dict(zip(self._sources, payloads, strict=True)), cycles)
 
 
 @dataclass(frozen=True)
@@ -264,12 +299,13 @@ def _layout(component: wiring.Component, name: str) -> _Layout:
     return _Layout(Value.cast(payload).shape(), None)
 
 
-def _harness(sinks: Sequence[str], source: str) -> str:
+def _harness(sinks: Sequence[str], sources: Sequence[str]) -> str:
     """The C++ around the model, for its streams."""
     producers = [f"p{index}" for index in range(len(sinks))]
     ports = [f"{sink}___05F" for sink in sinks]
     pairs = list(zip(producers, ports, strict=True))
     first_done = " && ".join(f"(!{p}.items.is_first || {p}.is_done())" for p in producers)
+    outs = [(f"outputs[{index}]", f"dut.{source}___05F") for index, source in enumerate(sources)]
     texts = {
         "@PRODUCERS@": [
             f"Producer {p}(items[{i}], seed * STREAMS + {i + 1});" for i, p in enumerate(producers)
@@ -279,7 +315,11 @@ def _harness(sinks: Sequence[str], source: str) -> str:
             f"{p}.offer(dut.{port}payload, dut.{port}valid, may_start, valid_threshold);" for p, port in pairs
         ],
         "@SEE@": [f"{p}.see(dut.{port}ready);" for p, port in pairs],
-        "@OUT@": [f"{source}___05F"],
+        "@ALL_DONE@": [" && ".join(f"{out}.is_done()" for out, _ in outs)],
+        "@ALLOW@": [
+            f"{port}ready = !{out}.is_done() && chance(state, ready_threshold);" for out, port in outs
+        ],
+        "@TAKE@": [f"{out}.see({port}valid, {port}ready, {port}payload);" for out, port in outs],
         "STREAMS": [str(len(sinks) + 1)],
     }
     harness = _HARNESS

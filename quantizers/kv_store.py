@@ -96,6 +96,26 @@ def replaced(exact: Tensor, coded: Tensor, at: Tensor) -> list[Version]:
     return [Version(exact, until=at), Version(coded, since=at)]
 
 
+@dataclass(frozen=True)
+class Pass:
+    """New tokens that a decoder takes at once.
+
+    Attributes:
+        start: position of the first; where it is not where the pass before ended, the sequence begins again.
+        stop: one past the last.
+        counts: whether what its queries predict is what the store is measured by.
+    """
+
+    start: int
+    stop: int
+    counts: bool = True
+
+
+def steps(length: int, step: int, *, start: int = 0) -> tuple[Pass, ...]:
+    """Passes of *step* tokens, the last one of what is left, from *start* to *length*."""
+    return tuple(Pass(first, min(first + step, length)) for first in range(start, length, step))
+
+
 class KeyValueStore(Protocol):
     """Holds keys and values of all layers, for one batch of sequences that have the same length.
 

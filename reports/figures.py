@@ -20,6 +20,8 @@ _SIZE_INCHES = (6.4, 4.2)
 _PNG_DPI = 160
 # Of the range of x, left and right: the first label is left of its point.
 _MARGIN = 0.08
+# The largest value over the smallest from which on an axis is logarithmic.
+_FAR_APART = 300
 
 
 def write_figures(run: Run) -> list[Path]:
@@ -78,12 +80,20 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         axes.axhline(level, color=FLOAT_LINE, linestyle="--", linewidth=1, label=f"float, {level:.1f} %")
+    axes.set_xscale("log" if is_logarithmic(points[x.name]) else "linear")
+    axes.set_yscale("log" if is_logarithmic(points[y.name]) else "linear")
     axes.margins(x=_MARGIN)
     axes.set_xlabel(x.label)
     axes.set_ylabel(y.label)
     axes.set_title(front.workload, fontsize=10)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="lower right" if y.maximise else "upper right")
+
+
+def is_logarithmic(values: pd.Series) -> bool:
+    """Whether an axis shows these better by their magnitude: all above zero, and far apart."""
+    low, high = values.min(), values.max()
+    return bool(low > 0 and high / low > _FAR_APART)
 
 
 def member_labels(front: Front) -> list[tuple[float, float, str]]:

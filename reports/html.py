@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Mapping
 from html import escape
 from pathlib import Path
@@ -17,7 +18,7 @@ from dse.metrics import METRICS, Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
 from quantizers.recipes import recipe_label
-from reports.figures import member_labels, scaled, write_figures
+from reports.figures import is_logarithmic, member_labels, scaled, write_figures
 from reports.style import FLOAT_LINE, FRONT_OF_ALL, Mark, marks_of
 from reports.summary import best_by_bits, cheapest_designs, headlines, recipe_gains
 from reports.text import with_interval
@@ -28,12 +29,15 @@ _TABLE_COLUMNS = (
     "workload", "family", "weights", "activations", "variant", "accuracy", "accuracy_drop_points",
     "codec", "evaluation", "perplexity", "perplexity_increase", "next_token_agreement", "mean_kl_nats",
     "bits_per_element_seen", "bits_per_element",
-    "luts_per_weight_cycle", "luts_per_weight_bit_cycle", "weights_per_cycle", "weight_bits_per_cycle",
-    "cycles_per_vector", "luts", "lut_cells", "carries",
+    "luts_per_weight_cycle", "luts_per_weight_bit_cycle", "luts_per_element_cycle", "weights_per_cycle",
+    "weight_bits_per_cycle", "elements_per_cycle", "cycles_per_vector", "luts", "lut_cells", "carries",
     "ffs", "lutrams", "brams", "dsps", "accumulator_bits", "logic_delay_ns", "weight_memory_kib",
     "mac_weights", "mac_activations", "recipe", "integer_weights",
     "weight_scale", "weight_group", "activation_scale", "activation_granularity", "residual_format", "bias",
 )  # fmt: skip
+
+# One tick a decade; plotly's own have digits in between that read like values.
+_SCALES: dict[str, dict[str, Any]] = {"linear": {"type": "linear"}, "log": {"type": "log", "dtick": 1}}
 
 # Left out of the hover text where they are zero; the table has them.
 _MOSTLY_ZERO = ("dsps", "brams", "lutrams")
@@ -128,25 +132,30 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
     for front in fronts:
         if (front.workload, front.x, front.y) == (whole.workload, whole.x, whole.y):
             figure.add_trace(_front_line(front, x, y, marks.get(front.family)))
-    _name_members(figure, whole)
+    axes = {
+        axis: "log" if is_logarithmic(points[of.name]) else "linear" for axis, of in {"x": x, "y": y}.items()
+    }
+    _name_members(figure, whole, axes)
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         figure.add_hline(level, line_dash="dash", line_color=FLOAT_LINE, line_width=1,
                          annotation_text=f"float {level:.2f} %", annotation_position="top right")  # fmt: skip
     figure.update_layout(
         template="plotly_white", height=520, hovermode="closest", margin={"t": 30, "r": 20, "b": 60, "l": 70},
-        xaxis_title=x.label, yaxis_title=y.label, font={"size": 14},
-        legend={"orientation": "h", "yanchor": "bottom", "y": 1.02, "x": 0},
+        xaxis={"title": x.label, "type": axes["x"]}, yaxis={"title": y.label, "type": axes["y"]},
+        font={"size": 14}, legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0},
     )  # fmt: skip
     return {"title": f"{whole.workload}: {y.label} against {x.label}", "json": _embed(figure)}
 
 
-def _name_members(figure: go.Figure, front: Front) -> None:
+def _name_members(figure: go.Figure, front: Front, axes: Mapping[str, str]) -> None:
     for index, (px, py, label) in enumerate(member_labels(front)):
+        # Plotly takes annotations of a logarithmic axis at the logarithm.
+        left, up = (math.log10(v) if axes[a] == "log" else v for a, v in {"x": px, "y": py}.items())
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
         side = 1 if below else -1
         figure.add_annotation(
-            x=px, y=py, text=label, showarrow=False, font={"size": 12},
+            x=left, y=up, text=label, showarrow=False, font={"size": 12},
             xanchor="left" if below else "right", yanchor="top" if below else "bottom",
             xshift=5 * side, yshift=-3 * side,
         )  # fmt: skip
@@ -195,7 +204,7 @@ def _error_bars(rows: pd.DataFrame, of: Metric) -> dict[str, Any] | None:
 def _hover(record: Mapping[Hashable, Any]) -> str:
     design = f"{escape(record['design'])}: " if "design" in record else ""
     what = escape(record["label"])
-    if "weights" in record:
+    if not pd.isna(record.get("weights")):
         what = f"weights {record['weights']}, activations {record['activations']}"
     lines = [f"<b>{design}{what}</b>"]
     for of in METRICS.values():
@@ -223,7 +232,8 @@ def _front_line(front: Front, x: Metric, y: Metric, mark: Mark | None) -> go.Sca
             "width": 1.2 if mark else 2,
             "dash": "dot" if mark else "solid",
         },
-        name=f"front, {front.family}" if mark else "front of all",
+        name=f"front, {front.family}" if mark else "front of all (dotted: of each family)",
+        showlegend=mark is None,
         meta={"family": front.family if mark else None},
         hoverinfo="skip",
     )

@@ -33,6 +33,8 @@ _OTHERS = (
     Mark("#000000", "cross", "P"),
     Mark("#999999", "x", "X"),
 )
+# Shapes of all colours when these have been used once.
+_FURTHER = (("hexagon", "h"), ("pentagon", "p"), ("triangle-left", "<"))
 RECIPE_COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00"]
 FRONT_OF_ALL = "#333333"
 FLOAT_LINE = "#777777"
@@ -43,4 +45,13 @@ def marks_of(families: Iterable[str]) -> dict[str, Mark]:
     names = sorted(set(families))
     if set(names) <= set(_FORMATS):
         return {name: _FORMATS[name] for name in names}
-    return {name: _OTHERS[index % len(_OTHERS)] for index, name in enumerate(names)}
+    return {name: _mark(index) for index, name in enumerate(names)}
+
+
+def _mark(index: int) -> Mark:
+    """The colours in turn, each time around in another shape."""
+    around, place = divmod(index, len(_OTHERS))
+    if around == 0:
+        return _OTHERS[place]
+    plotly, matplotlib = _FURTHER[(around - 1) % len(_FURTHER)]
+    return Mark(_OTHERS[place].colour, plotly, matplotlib)

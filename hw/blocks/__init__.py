@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli
+from hw.blocks.block_aligner import BLOCK_ALIGNER
+from hw.blocks.block_selector import BLOCK_SELECTOR
 from hw.blocks.codes import LONGEST_RANDOM_DOT
 from hw.blocks.dot import DOT
 from hw.blocks.dsp_mac import DSP_MAC
 from hw.blocks.float_mac import FLOAT_MAC
 from hw.blocks.grouped_lookup import GROUPED_LUT_KERNEL
+from hw.blocks.kv_merge import KV_DISTINCT_TOKENS, KV_MERGE_ENGINE, KV_MERGE_RESTORE
+from hw.blocks.kv_rotated import HADAMARD, KV_ROTATED_READER, KV_ROTATED_WRITER
+from hw.blocks.kv_transform import KV_TRANSFORM_READER, KV_TRANSFORM_WRITER
+from hw.blocks.kv_uniform import KV_UNIFORM_READER, KV_UNIFORM_WRITER
 from hw.blocks.lut_kernel import LUT_KERNEL
 from hw.blocks.mac import ANCHOR_DOT_LENGTH, BINNED_MAC, MAC
 from hw.blocks.mvu import MVU
@@ -27,7 +33,13 @@ __all__ = [
 
 BLOCKS: dict[str, Block] = {
     block.name: block
-    for block in (MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MX_DOT, MVU, LUT_KERNEL, GROUPED_LUT_KERNEL)
+    for block in (
+        *(MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MX_DOT, MVU),
+        *(LUT_KERNEL, GROUPED_LUT_KERNEL, BLOCK_ALIGNER),
+        *(KV_UNIFORM_WRITER, KV_UNIFORM_READER, KV_ROTATED_WRITER, KV_ROTATED_READER, HADAMARD),
+        *(KV_TRANSFORM_WRITER, KV_TRANSFORM_READER),
+        *(KV_MERGE_ENGINE, KV_MERGE_RESTORE, KV_DISTINCT_TOKENS, BLOCK_SELECTOR),
+    )
 }
 
 

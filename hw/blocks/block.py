@@ -38,13 +38,18 @@ class Stimuli:
 
     Attributes:
         inputs: the payloads of each input stream, by its name.
-        outputs: the payloads of the output stream, from the reference model.
+        outputs: the payloads of each output stream, by its name, from the reference model.
         first: input streams of which every payload is taken before the others are offered any.
     """
 
     inputs: Mapping[str, list[int]]
-    outputs: list[int]
+    outputs: Mapping[str, list[int]]
     first: tuple[str, ...] = ()
+
+    @property
+    def output_counts(self) -> dict[str, int]:
+        """How many payloads each output stream gives."""
+        return {name: len(payloads) for name, payloads in self.outputs.items()}
 
 
 @dataclass(frozen=True)
@@ -79,20 +84,25 @@ def matrix_speed(weights: ScalarFormat, count: int, interval: int) -> dict[str, 
     }
 
 
+FORMAT_ROLES = ("weights", "activations")
+"""What blocks have formats of, if they have any."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A component that can be costed, simulated and emitted by name.
 
     Attributes:
         name: as in ``--block name``.
-        component: called with ``weights``, ``activations`` and the parameters.
+        component: called with the formats and the parameters, by name.
         meaning: one line for lists.
         parameters: what can be set besides the formats.
         stimuli: called with the component, a random generator, the least number of outputs and, by
-            name, the arguments of the component; the outputs come from :mod:`hw.reference`.
+            name, the arguments of the component; the outputs come from an integer-exact model.
         datasheet: called with the component and, by name, its arguments.
         parse_format: the formats that it takes, by name; raises ``UsageError`` for others.
         speed: called with the component and, by name, its arguments: figures of its speed, by metric.
+        formats: what it has formats of: :data:`FORMAT_ROLES`, or nothing.
     """
 
     name: str
@@ -103,6 +113,28 @@ class Block:
     datasheet: Callable[..., Datasheet]
     parse_format: Callable[[str], Format] = parse_scalar_format
     speed: Callable[..., Mapping[str, float]] = no_speed
+    formats: tuple[str, ...] = FORMAT_ROLES
+
+    def formats_of(self, names: Mapping[str, str]) -> dict[str, Format]:
+        """The formats of the given names, by role.
+
+        Raises:
+            UsageError: an unknown format, one of a kind that this block does not take, one that is missing,
+                or one for a role that it does not have.
+        """
+        for role, name in names.items():
+            if role not in self.formats:
+                choices = [parameter.name for parameter in self.parameters]
+                msg = (
+                    f"block {self.name!r} takes no formats, but {role} {name!r} were given; "
+                    f"its parameters are: {', '.join(choices)}"
+                )
+                raise UsageError(msg, given=name, expected=choices)
+        for role in self.formats:
+            if role not in names:
+                msg = f"block {self.name!r} needs the format of its {role}"
+                raise UsageError(msg, expected=[role])
+        return {role: self.parse_format(names[role]) for role in self.formats}
 
     def parameters_with(self, changes: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters: the defaults, with *changes*.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -41,6 +44,21 @@ def random_dots(
     last[ends - 1] = 1
     dots = [(w[end - n : end], a[end - n : end]) for n, end in zip(lengths, ends, strict=True)]
     return dots, (w | a << weights.bits | last << weights.bits + activations.bits).tolist()
+
+
+def joined(numbers: Sequence[int], widths: Sequence[int]) -> int:
+    """Two's complements of the given widths side by side, the first in the low bits."""
+    word = position = 0
+    for number, bits in zip(numbers, widths, strict=True):
+        word |= wrapped(number, bits) << position
+        position += bits
+    return word
+
+
+def element_words(elements: npt.NDArray[Any], *, lanes: int, bits: int) -> list[int]:
+    """Integers of any shape, in order, as payloads of *lanes* two's complements of so many bits."""
+    words = elements.astype(np.int64).reshape(-1, lanes) & ((1 << bits) - 1)
+    return [packed(word, bits) for word in words]
 
 
 def wrapped(number: int, width: int) -> int:

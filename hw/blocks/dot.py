@@ -30,7 +30,8 @@ def _dot_stimuli(
         for x, y in zip(w, a, strict=True)
     ]
     sums = multiply_accumulate(w, a, weights=weights, activations=activations)
-    return Stimuli({"vectors": vectors}, [wrapped(int(total), component.accumulator_bits) for total in sums])
+    outputs = [wrapped(int(total), component.accumulator_bits) for total in sums]
+    return Stimuli({"vectors": vectors}, {"sums": outputs})
 
 
 def _dot_datasheet(

@@ -41,7 +41,7 @@ def _dsp_mac_stimuli(
         totals = multiply_accumulate(w.T[:, None], a.T[None], weights=weights, activations=activations)
         lanes = [wrapped(int(total), bits) for total in totals.flat]
         sums.append(sum(total << bits * lane for lane, total in enumerate(lanes)))
-    return Stimuli({"terms": terms}, sums)
+    return Stimuli({"terms": terms}, {"sums": sums})
 
 
 def _dsp_mac_datasheet(

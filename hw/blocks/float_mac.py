@@ -31,7 +31,7 @@ def _stimuli(
         )
         bits = component.accumulator_bits
         outputs.append(wrapped(int(significand), bits) | int(exponent) << bits)
-    return Stimuli({"pairs": pairs}, outputs)
+    return Stimuli({"pairs": pairs}, {"sums": outputs})
 
 
 def _datasheet(

@@ -68,7 +68,7 @@ def _stimuli(
     inputs = [packed(word, activations.bits) for word in activation_words(component, vectors)]
     return Stimuli(
         {"activations": inputs, "weights": matrix_words * len(vectors), "scales": codes * len(vectors)},
-        outputs,
+        {"outputs": outputs},
     )
 
 

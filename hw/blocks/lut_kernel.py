@@ -47,7 +47,7 @@ def _stimuli(
     ]
     indices = [packed(word, component.encoding.index_bits) for word in weight_words(component, matrix)]
     inputs = [packed(word, activations.bits) for word in activation_words(component, vectors)]
-    return Stimuli({"activations": inputs, "weights": indices * len(vectors)}, outputs)
+    return Stimuli({"activations": inputs, "weights": indices * len(vectors)}, {"outputs": outputs})
 
 
 def _datasheet(

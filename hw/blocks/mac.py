@@ -30,7 +30,8 @@ def _mac_stimuli(
     """Dot products of random codes, of random length."""
     dots, pairs = random_dots(weights, activations, dot_length, rng, count)
     sums = [int(multiply_accumulate(w, a, weights=weights, activations=activations)) for w, a in dots]
-    return Stimuli({"pairs": pairs}, [wrapped(total, component.accumulator_bits) for total in sums])
+    outputs = [wrapped(total, component.accumulator_bits) for total in sums]
+    return Stimuli({"pairs": pairs}, {"sums": outputs})
 
 
 def _mac_datasheet(

@@ -90,7 +90,7 @@ def _stimuli(
     ]
     words = load_words(component, matrix, **parameters)
     inputs = [packed(word, activations.bits) for word in input_words(component, vectors)]
-    return Stimuli({"load": words, "inputs": inputs}, outputs, first=("load",))
+    return Stimuli({"load": words, "inputs": inputs}, {"outputs": outputs}, first=("load",))
 
 
 def _scales(

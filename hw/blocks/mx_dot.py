@@ -6,7 +6,7 @@ import numpy as np
 
 from hw._checks import check_natural, check_positive
 from hw.blocks.block import Block, Datasheet, Parameter, Stimuli
-from hw.blocks.codes import packed, random_codes, wrapped
+from hw.blocks.codes import joined, packed, random_codes, wrapped
 from hw.dot import check_tree
 from hw.mx_dot import MxDotProduct
 from hw.reference.mx_dot import SCALE_BITS, Elements, block_dot, element_format, unit_exponent
@@ -31,24 +31,15 @@ def _stimuli(
     dots = block_dot(scales[0], codes[0], scales[1], codes[1], weights=weights, activations=activations)
     widths = [block_size * fmt.bits for fmt in formats] + [SCALE_BITS, SCALE_BITS]
     blocks = [
-        _joined([packed(w, formats[0].bits), packed(a, formats[1].bits), int(w_scale), int(a_scale)], widths)
+        joined([packed(w, formats[0].bits), packed(a, formats[1].bits), int(w_scale), int(a_scale)], widths)
         for w, a, w_scale, a_scale in zip(*codes, *scales, strict=True)
     ]
     bits = component.accumulator_bits
     outputs = [
-        _joined([wrapped(int(total), bits), int(exponent), int(is_nan)], [bits, SCALE_BITS + 1, 1])
+        joined([wrapped(int(total), bits), int(exponent), int(is_nan)], [bits, SCALE_BITS + 1, 1])
         for total, exponent, is_nan in zip(*dots, strict=True)
     ]
-    return Stimuli({"blocks": blocks}, outputs)
-
-
-def _joined(numbers: list[int], widths: list[int]) -> int:
-    """Numbers of the given widths side by side, the first in the low bits."""
-    word = position = 0
-    for number, bits in zip(numbers, widths, strict=True):
-        word |= number << position
-        position += bits
-    return word
+    return Stimuli({"blocks": blocks}, {"dots": outputs})
 
 
 def _datasheet(

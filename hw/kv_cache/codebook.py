@@ -73,7 +73,7 @@ class RotatedDequantizer(Lockstep):
         super().__init__(DequantizerStage(size=size, lanes=lanes, bits=bits, scale=scale))
 
 
-class _CodebookStage(Stage):
+class CodebookStage(Stage):
     """What both directions share: codebook, scales, layouts.
 
     Args:
@@ -94,14 +94,18 @@ class _CodebookStage(Stage):
             raise UsageError(msg, given=self._scale, expected=[str(ScaleFormat.covering(self._largest_sum))])
         self._check_words(words, len(self._book.levels) if is_inverse else len(self._book.thresholds))
         coefficients = self._level_layout() if is_inverse else self._coefficient_layout(size)
-        codes = data.StructLayout(
-            {"codes": data.ArrayLayout(unsigned(bits), lanes), "scale": unsigned(self._scale.bits)}
-        )
+        codes = self.code_layout
         super().__init__(
             inputs=codes if is_inverse else coefficients,
             outputs=coefficients if is_inverse else codes,
             words=words,
         )
+
+    @property
+    def code_layout(self) -> data.StructLayout:
+        """Of a word of codes and the scale of its vector."""
+        codes = data.ArrayLayout(unsigned(self._book.bits), self._lanes)
+        return data.StructLayout({"codes": codes, "scale": unsigned(self._scale.bits)})
 
     def _check_words(self, words: int, products: int) -> None:
         if products <= words:
@@ -132,7 +136,19 @@ class _CodebookStage(Stage):
             constants=constants, shift=shift, scale=self._scale, largest=self.largest_scale
         )
 
-    def _vector_number(self, m: Module, valid: Value, buffers: int) -> Value:
+    def first_scale(self, m: Module) -> tuple[Signal, Signal]:
+        """The scale that came with a vector's first word, from the cycle after it on, and a flag in that."""
+        position = Signal(range(self.words))
+        with m.If(self.valid):
+            m.d.sync += position.eq(position + 1)
+        start, scale = Signal(), Signal(self._scale.bits, reset_less=True)
+        is_first = self.valid & (position == 0)
+        m.d.sync += start.eq(is_first)
+        with m.If(is_first):
+            m.d.sync += scale.eq(self.inputs.scale)
+        return scale, start
+
+    def vector_number(self, m: Module, valid: Value, buffers: int) -> Value:
         """Modulo *buffers*, of the word that is there."""
         word = Signal(range(self.words * buffers), name="word_number")
         with m.If(valid):
@@ -140,7 +156,7 @@ class _CodebookStage(Stage):
         return word[(self.words - 1).bit_length() :]
 
 
-class QuantizerStage(_CodebookStage):
+class QuantizerStage(CodebookStage):
     """The pipeline of :class:`RotatedQuantizer`, see there."""
 
     def __init__(self, *, size: int, lanes: int, bits: int, scale: ScaleFormat | None = None) -> None:
@@ -216,7 +232,7 @@ class QuantizerStage(_CodebookStage):
         buffers = buffer_count(needed, self.words)
         thresholds = ThresholdTables(m, products, steps=self._steps, buffers=buffers)
         # One cycle ahead of the coefficients.
-        number = self._vector_number(m, there[self._search_age - 1], buffers)
+        number = self.vector_number(m, there[self._search_age - 1], buffers)
         found: list[Value] = [Cat() for _ in coefficients]
         for depth in range(self._steps):
             limits = thresholds.limits(depth, number, found)
@@ -232,7 +248,7 @@ class QuantizerStage(_CodebookStage):
         ]
 
 
-class DequantizerStage(_CodebookStage):
+class DequantizerStage(CodebookStage):
     """The pipeline of :class:`RotatedDequantizer`, see there."""
 
     def __init__(self, *, size: int, lanes: int, bits: int, scale: ScaleFormat | None = None) -> None:
@@ -252,14 +268,7 @@ class DequantizerStage(_CodebookStage):
         m = Module()
         m.submodules.products = products = self._products
         there = flag_line(m, self.valid, self.latency)
-        position = Signal(range(self.words))
-        with m.If(self.valid):
-            m.d.sync += position.eq(position + 1)
-        start, scale = Signal(), Signal(self._scale.bits, reset_less=True)
-        is_first = self.valid & (position == 0)
-        m.d.sync += start.eq(is_first)
-        with m.If(is_first):
-            m.d.sync += scale.eq(self.inputs.scale)
+        scale, start = self.first_scale(m)
         m.d.comb += [products.code.eq(scale), products.start.eq(start)]
         self._look_up(m, there[self._lookup_age], delayed(m, "is_there", scale.any(), self._lookup_age - 1))
         return m
@@ -269,7 +278,7 @@ class DequantizerStage(_CodebookStage):
         needed = len(self._book.levels) + self.words - 1
         buffers = buffer_count(needed, self.words)
         written = written_vectors(m, products, buffers)
-        number = self._vector_number(m, valid, buffers)
+        number = self.vector_number(m, valid, buffers)
         codes = delayed(m, "codes_line", self.inputs.codes, self._lookup_age)
         for lane in range(self._lanes):
             code = codes[lane * bits : (lane + 1) * bits]

@@ -37,7 +37,7 @@ class UniformWriter(Component):
         ``ranges``: stream of minimum and span, one for each group, not later than its first word.
 
     A word of elements a cycle where *word_bits* are at least ``bits * lanes`` and divide the group's bits;
-    :attr:`interval` cycles a group.
+    :attr:`interval` cycles a group, :attr:`latency` cycles.
 
     Args:
         head_dim: elements of a vector.
@@ -62,6 +62,7 @@ class UniformWriter(Component):
         per_channel: bool = False,
     ) -> None:
         check_geometry(head_dim, group, lanes, per_channel)
+        self._code_words = -(-min(word_bits, bits * group) // (bits * lanes))
         self._transposer = Transposer(rows=group, columns=head_dim, lanes=lanes) if per_channel else None
         self._quantizer = GroupQuantizer(bits=bits, group=group, lanes=lanes)
         self._packer = Packer(bits=bits, lanes=lanes, codes=group, word_bits=word_bits)
@@ -77,6 +78,14 @@ class UniformWriter(Component):
     def interval(self) -> int:
         """Cycles from group to group."""
         return max(self._quantizer.interval, self._packer.interval)
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the one in which the last elements of a group are taken, or *per_channel* those of
+        *group* tokens, to the first word of its codes. Where the writer was idle and nothing waits outside.
+        """
+        turned = self._transposer.latency + self._quantizer.interval - 1 if self._transposer else 0
+        return turned + self._quantizer.latency + self._code_words
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()
@@ -117,7 +126,8 @@ class UniformReader(Component):
 
     Ports: ``words``, ``ranges``: streams as the writer gives them; ``outputs``: stream of *lanes* signed
     16-bit elements of a token, from channel 0, in the order in which they were written. A word of elements
-    a cycle where *word_bits* are at least ``bits * lanes``; :attr:`interval` cycles a group.
+    a cycle where *word_bits* are at least ``bits * lanes``; :attr:`interval` cycles a group, :attr:`latency`
+    cycles.
 
     Args:
         head_dim: elements of a vector.
@@ -143,6 +153,8 @@ class UniformReader(Component):
     ) -> None:
         check_geometry(head_dim, group, lanes, per_channel)
         self._words = group // lanes
+        words = -(-bits * group // word_bits)
+        self._last_codes = self._words - (words - 1) * word_bits // (bits * lanes)
         self._unpacker = Unpacker(bits=bits, lanes=lanes, codes=group, word_bits=word_bits)
         self._dequantizer = GroupDequantizer(bits=bits, lanes=lanes)
         self._transposer = Transposer(rows=head_dim, columns=group, lanes=lanes) if per_channel else None
@@ -158,6 +170,14 @@ class UniformReader(Component):
     def interval(self) -> int:
         """Cycles from group to group."""
         return self._unpacker.interval
+
+    @property
+    def latency(self) -> int:
+        """Cycles from the word that completes a group's first codes to their elements; *per_channel* from the
+        last word of *group* tokens to the elements of the first one. Where nothing waits outside."""
+        if self._transposer:
+            return self._last_codes + self._dequantizer.latency + self._transposer.latency
+        return 1 + self._dequantizer.latency
 
     def elaborate(self, platform: Any) -> Module:
         m = Module()

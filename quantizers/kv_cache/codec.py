@@ -112,6 +112,14 @@ class Codec(ABC):
         """Stored bits of an element, all metadata counted."""
         return self.unit_bits / (self.tokens * self.channels)
 
+    def centred(self, means: Sequence[int] | IntegerArray) -> Codec:
+        """This codec on what is left when each channel's mean, a 16-bit integer, is taken away.
+
+        Raises:
+            UsageError: there is not one 16-bit integer a channel.
+        """
+        return Centred(self, means=means)
+
     def check(self, x: IntegerArray) -> None:
         """Raises :class:`UsageError` unless *x* is of shape (units, tokens, channels), 16-bit integers."""
         if x.ndim != 3 or x.shape[1:] != (self.tokens, self.channels):
@@ -139,6 +147,20 @@ class Exact(Codec):
         return 16.0 * self.channels
 
 
+def checked_means(means: Sequence[int] | IntegerArray, channels: int) -> IntegerArray:
+    """As an array.
+
+    Raises:
+        UsageError: there is not one 16-bit integer a channel.
+    """
+    array = np.asarray(means)
+    if array.shape != (channels,):
+        msg = f"there must be {channels} means, a channel one, not {array.shape}"
+        raise UsageError(msg, given=array.shape, expected=[f"({channels},)"])
+    check_integers("means", array, LOWEST, HIGHEST)
+    return array
+
+
 class Centred(Codec):
     """Another codec, on what is left when each channel's offline mean is taken away.
 
@@ -150,11 +172,7 @@ class Centred(Codec):
     """
 
     def __init__(self, inner: Codec, *, means: Sequence[int] | IntegerArray) -> None:
-        self._means = np.asarray(means)
-        if self._means.shape != (inner.channels,):
-            msg = f"there must be {inner.channels} means, a channel one, not {self._means.shape}"
-            raise UsageError(msg, given=self._means.shape, expected=[f"({inner.channels},)"])
-        check_integers("means", self._means, LOWEST, HIGHEST)
+        self._means = checked_means(means, inner.channels)
         self.inner = inner
         self.channels, self.tokens = inner.channels, inner.tokens
 

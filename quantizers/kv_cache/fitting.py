@@ -1,4 +1,4 @@
-"""Tables of the calibrated codecs: matrices, thresholds, levels, gains and bits, found from statistics."""
+"""Tables of the calibrated codecs: matrices, thresholds, levels and bits, found from statistics."""
 
 from __future__ import annotations
 
@@ -12,20 +12,17 @@ import numpy.typing as npt
 from quantizers.errors import UsageError
 from quantizers.kv_cache.allocation import WIDEST, allocate
 from quantizers.kv_cache.calibration import Calibration
-from quantizers.kv_cache.codebook import MAX_BITS, Gains, ScaleFormat, magnitude_sums, normal_codebook
+from quantizers.kv_cache.codebook import MAX_BITS, ScaleFormat, normal_codebook
 from quantizers.kv_cache.fixed_point import HIGHEST, LOWEST
 from quantizers.kv_cache.integers import check_range
 from quantizers.kv_cache.rotated import Rotation, padded_size
-from quantizers.kv_cache.rotation import hadamard, halvings, largest_sum, random_signs, rotate
+from quantizers.kv_cache.rotation import hadamard, halvings, largest_sum, random_signs
 from quantizers.kv_cache.transform import LEVEL_BITS, MAX_ENTRY_BITS, Block
 
 FloatArray = npt.NDArray[np.float64]
 
 # A direction that never varies, or never matters, would make a matrix singular.
 _RELATIVE_FLOOR = 1e-6
-
-# A sum of magnitudes on other text may be this much larger than on the calibration text.
-_SCALE_HEADROOM = 4
 
 TEMPERING = 1.0
 """Exponent of the importances."""
@@ -128,6 +125,8 @@ def transforms(
     entry_bits: int = 8,
     tempering: float = TEMPERING,
     floor: float = FLOOR,
+    records: int = 1,
+    word_bits: int = 1,
 ) -> list[list[Block]]:
     """For each layer the blocks of *spans*, with bits given to all coefficients of all layers at once.
 
@@ -138,6 +137,8 @@ def transforms(
         entry_bits: of the matrices, 4 to 12.
         tempering: see :func:`tempered`, 0 to 1.
         floor: see :func:`principal_basis`.
+        records: of a token in one layer: codes of as many *spans* lie one after the other.
+        word_bits: a record is a whole number of words of so many bits.
 
     Raises:
         UsageError: more bits than the codes can take, or none at all.
@@ -154,7 +155,10 @@ def transforms(
         ]
         for n in range(calibration.layers)
     ]
-    shares = _allocated(bases, bits, metadata=0, highest=WIDEST)
+    account = _Account(
+        elements=sum(span.stop - span.start for span in spans), records=records, word_bits=word_bits
+    )
+    shares = account.shares(bases, bits, highest=WIDEST)
     return [
         [_block(basis, share, entry_bits) for basis, share in zip(layer, of_layer, strict=True)]
         for layer, of_layer in zip(bases, shares, strict=True)
@@ -170,7 +174,10 @@ def rotations(
     seed: int = 0,
     allocated: bool = True,
     lowest: int = 0,
+    highest: int = MAX_BITS,
     tempering: float = TEMPERING,
+    records: int = 1,
+    word_bits: int = 1,
 ) -> list[list[Rotation]]:
     """For each layer a rotation of each of *spans*.
 
@@ -180,9 +187,10 @@ def rotations(
         bits: an element, scales included. Without *allocated*: of each code, an integer.
         scale_bits: of a vector's scale, 5 to 16.
         seed: of the signs.
-        allocated: bits and gains of each coefficient from the statistics; False: all alike, data-oblivious.
-        lowest: bits that every coefficient has.
+        allocated: bits of each coefficient from the statistics; False: all alike, data-oblivious.
+        lowest, highest: bits that every coefficient has, and that none has more of.
         tempering: see :func:`tempered`, 0 to 1.
+        records, word_bits: as of :func:`transforms`, where *allocated*.
 
     Raises:
         UsageError: *bits* is no integer where it must be one, or more than the codes can take.
@@ -198,44 +206,116 @@ def rotations(
         for n in range(calibration.layers)
     ]
     if allocated:
-        elements = sum(span.stop - span.start for span in spans)
-        metadata = scale_bits * len(spans) / elements
-        shares = _allocated(
-            bases, bits, metadata=metadata, highest=MAX_BITS, lowest=lowest, elements=elements
+        account = _Account(
+            elements=sum(span.stop - span.start for span in spans),
+            records=records,
+            word_bits=word_bits,
+            metadata=scale_bits,
         )
+        shares = account.shares(bases, bits, highest=highest, lowest=lowest)
     else:
         if bits != int(bits):
             msg = f"codes that are all alike have a whole number of bits, not {bits}"
             raise UsageError(msg, given=bits, expected=[str(int(bits)), str(int(bits) + 1)])
         shares = [[np.full(len(basis.variances), int(bits)) for basis in layer] for layer in bases]
-    found = []
-    for n, (layer, of_layer) in enumerate(zip(bases, shares, strict=True)):
-        samples = calibration.samples[n].astype(np.int64) - integer_means(calibration, n)
-        found.append(
-            [
-                _rotation(samples[:, span], sign, share, basis if allocated else None, scale_bits)
-                for span, sign, basis, share in zip(spans, signs, layer, of_layer, strict=True)
-            ]
+    finest = max(int(share.max()) for layer in shares for share in layer)
+    return [
+        [
+            Rotation(
+                elements=span.stop - span.start,
+                bits=tuple(int(b) for b in share),
+                finest=finest,
+                signs=tuple(int(s) for s in sign),
+                scale=ScaleFormat.covering(largest_sum(len(sign)), bits=scale_bits),
+            )
+            for span, sign, share in zip(spans, signs, layer, strict=True)
+        ]
+        for layer in shares
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Account:
+    """The bits of all layers, on which all coefficients draw.
+
+    Attributes:
+        elements: of a token in one layer.
+        records: in which these lie; each has the codes of as many vectors.
+        word_bits: a record is a whole number of such words.
+        metadata: bits of each vector besides its codes.
+    """
+
+    elements: int
+    records: int
+    word_bits: int
+    metadata: int = 0
+
+    def shares(
+        self, bases: list[list[Basis]], bits: float, *, highest: int, lowest: int = 0
+    ) -> list[list[npt.NDArray[np.int64]]]:
+        """Bits of every coefficient, for *bits* bits an element over all layers.
+
+        Raises:
+            UsageError: these are more, or fewer, than the codes can have.
+        """
+        coefficients = sum(len(basis.variances) for basis in bases[0])
+        metadata = self.metadata * len(bases[0])
+        least, most = ((b * coefficients + metadata) / self.elements for b in (lowest, highest))
+        if not least <= bits <= most:
+            msg = (
+                f"codes of {lowest} to {highest} bits, with what is stored beside them, take {least:g} to "
+                f"{most:g} bits an element, not {bits:g}"
+            )
+            raise UsageError(msg, given=bits, expected=[f"{least:g} to {most:g}"])
+        errors = [[basis.errors for basis in layer] for layer in bases]
+        per_record = len(bases[0]) // self.records
+        records = [
+            layer[start : start + per_record]
+            for layer in errors
+            for start in range(0, len(layer), per_record)
+        ]
+        metadata = self.metadata * per_record
+        words = int(bits * self.elements * len(bases) / self.word_bits)
+        limits = {"lowest": lowest, "highest": highest}
+        flat = allocate(
+            np.concatenate([e for record in records for e in record]),
+            words * self.word_bits - metadata * len(records),
+            **limits,
         )
-    return found
+        sizes = np.array([sum(map(len, record)) for record in records])
+        wanted = np.array([part.sum() for part in np.split(flat, np.cumsum(sizes)[:-1])])
+        totals = self.word_bits * _whole_words(
+            (wanted + metadata) / self.word_bits,
+            words,
+            lowest=-(-(sizes * lowest + metadata) // self.word_bits),
+            highest=(sizes * highest + metadata) // self.word_bits,
+        )
+        vectors: list[npt.NDArray[np.int64]] = []
+        for record, total in zip(records, totals.tolist(), strict=True):
+            share = allocate(np.concatenate(record), total - metadata, **limits)
+            vectors += np.split(share, np.cumsum([len(e) for e in record])[:-1])
+        parts = iter(vectors)
+        return [[next(parts) for _ in layer] for layer in bases]
 
 
-def _allocated(
-    bases: list[list[Basis]],
-    bits: float,
-    *,
-    metadata: float,
-    highest: int,
-    lowest: int = 0,
-    elements: int | None = None,
-) -> list[list[npt.NDArray[np.int64]]]:
-    """Bits of every coefficient, all layers and vectors drawing on one account."""
-    errors = [basis.errors for layer in bases for basis in layer]
-    of_layer = sum(len(e) for e in errors) // len(bases) if elements is None else elements
-    total = int((bits - metadata) * of_layer * len(bases))
-    flat = allocate(np.concatenate(errors), total, lowest=lowest, highest=highest)
-    parts = iter(np.split(flat, np.cumsum([len(e) for e in errors])[:-1]))
-    return [[next(parts) for _ in layer] for layer in bases]
+def _whole_words(
+    wanted: FloatArray, total: int, *, lowest: npt.NDArray[np.int64], highest: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """*total* words for records that want so many each, within limits: those that lack most round up.
+
+    Raises:
+        UsageError: the limits do not allow it.
+    """
+    if not lowest.sum() <= total <= highest.sum():
+        msg = f"the tokens of all layers take {lowest.sum()} to {highest.sum()} words, not {total}"
+        raise UsageError(msg, given=total, expected=[f"{lowest.sum()} to {highest.sum()}"])
+    words = np.clip(np.floor(wanted).astype(np.int64), lowest, highest)
+    while words.sum() != total:
+        step = 1 if words.sum() < total else -1
+        has_room = words < highest if step > 0 else words > lowest
+        lack = np.where(has_room, step * (wanted - words), -np.inf)
+        words[np.argmax(lack)] += step
+    return words
 
 
 def _block(basis: Basis, bits: npt.NDArray[np.int64], entry_bits: int) -> Block:
@@ -281,31 +361,6 @@ def _codebook(bits: int) -> tuple[FloatArray, FloatArray]:
     half = normal_codebook(bits)
     above, levels = np.array(half.thresholds), np.array(half.levels)
     return np.concatenate([-above[::-1], [0.0], above]), np.concatenate([-levels[::-1], levels])
-
-
-def _rotation(
-    samples: npt.NDArray[np.int64],
-    signs: npt.NDArray[np.int8],
-    bits: npt.NDArray[np.int64],
-    basis: Basis | None,
-    scale_bits: int,
-) -> Rotation:
-    elements = samples.shape[1]
-    gains = None
-    reach = largest_sum(len(signs))
-    if basis is not None:
-        floor = _RELATIVE_FLOOR * max(float(basis.variances.max()), 1.0)
-        gains = Gains.equalizing(np.sqrt(np.maximum(basis.variances, floor)))
-        padded = np.pad(np.clip(samples, LOWEST, HIGHEST), [(0, 0), (0, len(signs) - elements)])
-        sums = magnitude_sums(gains.apply(rotate(padded, signs=signs)))
-        reach = max(1, _SCALE_HEADROOM * int(sums.max()))
-    return Rotation(
-        elements=elements,
-        bits=tuple(int(b) for b in bits),
-        signs=tuple(int(s) for s in signs),
-        scale=ScaleFormat.covering(reach, bits=scale_bits),
-        gains=gains,
-    )
 
 
 def _square_root(matrix: FloatArray) -> FloatArray:

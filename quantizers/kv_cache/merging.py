@@ -31,6 +31,9 @@ Convention = Literal["eq3", "alg2"]
 GAMMA_BITS = 16
 """Fraction bits of gamma where distances are integers."""
 
+INDEX_BITS = 16
+"""Of a retained token's number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MergeSettings:
@@ -127,7 +130,7 @@ def distinct(distances: npt.ArrayLike, settings: MergeSettings, *, axis: int = -
 
 @dataclass(frozen=True, kw_only=True)
 class MergedBits:
-    """What the vectors of two layers take in memory, of keys or values of one head or of many together.
+    """What the vectors of two layers take in memory, of one head or of many, of keys, values or both.
 
     Every token has a direction and two magnitudes, retained ones too, so that a token's place follows from
     its number; retained tokens have both vectors in 16 bits an element, and their number, beside.
@@ -135,7 +138,7 @@ class MergedBits:
     Attributes:
         channels: elements of a vector.
         vectors: tokens times heads.
-        retained: of those vectors, how many are retained.
+        retained: of those vectors, how many are retained; on average, where it is not a whole number.
         magnitude_bits: of a magnitude.
         index_bits: of a retained token's number.
         direction_bits: of an element of a direction, metadata of the codec that is on top included.
@@ -143,9 +146,9 @@ class MergedBits:
 
     channels: int
     vectors: int
-    retained: int
+    retained: float
     magnitude_bits: int
-    index_bits: int
+    index_bits: int = INDEX_BITS
     direction_bits: float = BITS
 
     @property

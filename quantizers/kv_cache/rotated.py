@@ -7,16 +7,14 @@ cut out of tokens, and each coefficient has as many bits as an offline table giv
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from quantizers.errors import UsageError
-from quantizers.kv_cache.codebook import MAX_BITS, Codebook, Gains, ScaleFormat, magnitude_sums
-from quantizers.kv_cache.codec import Code, Codec, Field, IntegerArray, same_width
-from quantizers.kv_cache.fixed_point import saturate
+from quantizers.kv_cache.codebook import MAX_BITS, Codebook, ScaleFormat, magnitude_sums
+from quantizers.kv_cache.codec import Code, Codec, Field, IntegerArray, checked_means, same_width
 from quantizers.kv_cache.integers import check_integers, check_range
 from quantizers.kv_cache.rotation import MAX_COEFFICIENT, rotate, unrotate
 
@@ -36,10 +34,11 @@ class Rotation:
 
     Attributes:
         elements: of the vector.
-        bits: of each coefficient, :func:`padded_size` of them, 0 to 6; a coefficient of 0 bits is read as 0.
+        bits: of each coefficient, :func:`padded_size` of them, 0 to *finest*; one of 0 bits is read as 0.
+        finest: bits of the codes of which all codes are the highest bits, 1 to 6.
         signs: 1 or -1 for each (padded) element.
+        means: 16-bit integers, taken from the elements before they are rotated; None: nothing.
         scale: format of the sum of magnitudes.
-        gains: what coefficients are multiplied by before they are coded; None: nothing.
 
     Raises:
         UsageError: tables of the wrong length or range.
@@ -47,53 +46,65 @@ class Rotation:
 
     elements: int
     bits: tuple[int, ...]
+    finest: int
     signs: tuple[int, ...]
     scale: ScaleFormat
-    gains: Gains | None = None
+    means: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         size = padded_size(self.elements)
-        multipliers = self.signs if self.gains is None else self.gains.multipliers
-        for name, table in {"bits": self.bits, "signs": self.signs, "gains": multipliers}.items():
+        for name, table in {"bits": self.bits, "signs": self.signs}.items():
             if len(table) != size:
                 msg = f"a vector of {self.elements} elements takes {size} {name}, not {len(table)}"
                 raise UsageError(msg, given=len(table), expected=[str(size)])
-        check_integers("bits", np.array(self.bits), 0, MAX_BITS)
+        if self.means is not None and len(self.means) != self.elements:
+            msg = f"a vector of {self.elements} elements takes {self.elements} means, not {len(self.means)}"
+            raise UsageError(msg, given=len(self.means), expected=[str(self.elements)])
+        check_range("finest", self.finest, 1, MAX_BITS)
+        check_integers("bits", np.array(self.bits), 0, self.finest)
 
     @property
     def stored_bits(self) -> int:
         """Bits of the vector, its scale included."""
         return sum(self.bits) + self.scale.bits
 
-    @cached_property
-    def _classes(self) -> list[tuple[Codebook, npt.NDArray[np.intp]]]:
-        """The codebook of each width, and which coefficients have it."""
-        size = len(self.bits)
-        widths = sorted(set(self.bits) - {0})
-        return [(Codebook(bits=b, size=size), np.flatnonzero(np.equal(self.bits, b))) for b in widths]
+    @property
+    def offsets(self) -> npt.NDArray[np.int64]:
+        """The means, zeros where there are none, shape (elements,)."""
+        return np.array(self.means or (0,) * self.elements, np.int64)
+
+    def codebook(self, bits: int) -> Codebook:
+        """Of the coefficients of so many bits."""
+        return Codebook(bits=bits, size=len(self.bits), finest=self.finest)
 
     def encode(self, x: IntegerArray) -> Code:
         """Codes and scale of vectors ``(units, elements)``."""
-        padded = np.pad(x, [(0, 0), (0, len(self.bits) - self.elements)])
-        w = rotate(padded, signs=self.signs)
-        u = w if self.gains is None else self.gains.apply(w)
-        scale_codes = self.scale.encode(magnitude_sums(u))
+        w = rotate(np.pad(x, [(0, 0), self._padding]), means=self._padded_means, signs=self.signs)
+        scale_codes = self.scale.encode(magnitude_sums(w))
         scales = self.scale.decode(scale_codes)
-        codes = np.zeros(u.shape, np.int64)
-        for book, places in self._classes:
-            codes[:, places] = book.quantize(u[:, places], scales)
+        finest = self.codebook(self.finest).quantize(w, scales).astype(np.int64)
+        codes = finest >> (self.finest - np.array(self.bits))
         return Field(codes, self.bits), same_width(scale_codes[:, None], self.scale.bits)
 
     def decode(self, code: Code) -> npt.NDArray[np.int64]:
         """The vectors ``(units, elements)``."""
         codes, scale_codes = (field.values for field in code)
         scales = self.scale.decode(scale_codes[:, 0])
-        u = np.zeros(codes.shape, np.int64)
-        for book, places in self._classes:
-            u[:, places] = book.dequantize(codes[:, places], scales)
-        w = u if self.gains is None else self.gains.undo(u)
+        w = np.zeros(codes.shape, np.int64)
+        for bits in set(self.bits) - {0}:
+            places = np.flatnonzero(np.equal(self.bits, bits))
+            w[:, places] = self.codebook(bits).dequantize(codes[:, places], scales)
         limited = np.clip(w, -MAX_COEFFICIENT, MAX_COEFFICIENT)
-        return saturate(unrotate(limited, signs=self.signs))[:, : self.elements].astype(np.int64)
+        x = unrotate(limited, means=self._padded_means, signs=self.signs)
+        return x[:, : self.elements].astype(np.int64)
+
+    @property
+    def _padding(self) -> tuple[int, int]:
+        return 0, len(self.bits) - self.elements
+
+    @property
+    def _padded_means(self) -> npt.NDArray[np.int64]:
+        return np.pad(self.offsets, self._padding)
 
 
 class Rotated(Codec):
@@ -109,6 +120,17 @@ class Rotated(Codec):
             raise UsageError(msg, given=0, expected=["1 or more"])
         self.vectors = tuple(vectors)
         self.channels = sum(vector.elements for vector in self.vectors)
+
+    def centred(self, means: Sequence[int] | IntegerArray) -> Rotated:
+        """The vectors take the means away themselves: in one bit more, where a difference needs it."""
+        ends = np.cumsum([vector.elements for vector in self.vectors])
+        shares = np.split(checked_means(means, self.channels), ends[:-1])
+        return Rotated(
+            [
+                replace(vector, means=tuple((vector.offsets + share).tolist()))
+                for vector, share in zip(self.vectors, shares, strict=True)
+            ]
+        )
 
     def encode(self, x: IntegerArray) -> Code:
         self.check(x)

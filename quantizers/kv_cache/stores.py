@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,56 @@ from quantizers.errors import UsageError
 from quantizers.kv_cache.cache import NEVER, Kept, bits_used
 from quantizers.kv_cache.codec import Codec, IntegerArray
 from quantizers.kv_cache.fixed_point import to_floats, to_integers
-from quantizers.kv_store import HistoryStore, Seen, Version, replaced
+from quantizers.kv_store import HistoryStore, KeyValueStore, Pass, Seen, Version, replaced
+
+
+@dataclass(frozen=True)
+class StoredBits:
+    """What an element of keys or values takes, all metadata included.
+
+    Attributes:
+        per_element: of a long sequence.
+        per_element_seen: stored when a query runs, on average over the elements that all queries see, those
+            whose predictions count: what is not coded yet counts with its 16 bits.
+        is_measured: they depend on keys and values, and are those of what has run; else they are counted.
+    """
+
+    per_element: float
+    per_element_seen: float
+    is_measured: bool = False
+
+
+class PlannedStore(KeyValueStore, Protocol):
+    """A store that knows how a model is run with it, and what it held."""
+
+    def passes(self, length: int) -> tuple[Pass, ...]:
+        """How a window of *length* tokens is run.
+
+        Raises:
+            UsageError: it is too short.
+        """
+
+    def bits(self, length: int) -> StoredBits:
+        """Bits of an element on windows of *length* tokens; where they are measured, after these have run.
+
+        Raises:
+            UsageError: they are measured, and nothing has run.
+        """
+
+
+class Plan(Protocol):
+    """What is made of a model's cache."""
+
+    @property
+    def name(self) -> str:
+        """As in a table."""
+
+    @property
+    def codecs(self) -> list[list[Codec]]:
+        """Of each layer, keys first."""
+
+    def store(self, *, whole_window: bool = False) -> PlannedStore:
+        """A store that a model runs with: as a stream, or with the whole window coded for every query."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +137,11 @@ class CachePlan:
         return self.heads * self.head_dim
 
     @property
+    def codecs(self) -> list[list[Codec]]:
+        """Of each layer, keys first."""
+        return [[stream.codec for stream in streams] for streams in self.layers]
+
+    @property
     def bits_per_element(self) -> float:
         """Of a long sequence, metadata included: what is kept exact is a vanishing part of it."""
         per_token = [s.codec.unit_bits / s.codec.tokens for streams in self.layers for s in streams]
@@ -99,6 +154,56 @@ class CachePlan:
     def bits_per_element_at(self, tokens: int) -> float:
         """:meth:`bits_used` for each element of *tokens* tokens."""
         return self.bits_used(tokens) / (tokens * 2 * self.channels * len(self.layers))
+
+    def bits_per_element_seen(self, length: int) -> float:
+        """Bits of an element that queries of a window of *length* tokens read, on average: what waits in an
+        open group, and first tokens that stay exact, count with their 16 bits in every query that sees them
+        so."""
+        tokens = range(1, length + 1)
+        return sum(count * self.bits_per_element_at(count) for count in tokens) / sum(tokens)
+
+    def store(self, *, whole_window: bool = False) -> CodecStore:
+        """See :class:`Plan`."""
+        return CodecStore(self, whole_window=whole_window)
+
+    def to_rows(self, layer: int, keys: Tensor, values: Tensor) -> npt.NDArray[np.int64]:
+        """Tokens of one layer as integers, all channels side by side, keys first: shape (tokens, 2c).
+
+        Args:
+            layer: its index.
+            keys: shape (1, heads, tokens, head_dim).
+            values: the same shape.
+
+        Raises:
+            NotFiniteError: a key or value is NaN or infinite.
+            UsageError: another geometry, or several sequences.
+        """
+        expected = (1, self.heads, keys.shape[2], self.head_dim)
+        if tuple(keys.shape) != expected or layer >= len(self.layers):
+            msg = (
+                f"{self.name} is for {len(self.layers)} layers of keys of shape {expected}; "
+                f"layer {layer} gives {tuple(keys.shape)}"
+            )
+            raise UsageError(msg, given=tuple(keys.shape), expected=[str(expected)])
+        parts = []
+        named = (("keys", keys), ("values", values))
+        for (what, x), fraction in zip(named, self.fractions[layer], strict=True):
+            rows = x[0].transpose(0, 1).flatten(1).detach().numpy()
+            parts.append(to_integers(rows, int(fraction), what=what, layer=layer))
+        return np.concatenate(parts, axis=1)
+
+    def to_tensors(self, layer: int, rows: IntegerArray, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values from rows of :meth:`to_rows`."""
+        sides = zip(np.split(rows, 2, axis=1), self.fractions[layer], strict=True)
+        keys, values = (
+            torch.from_numpy(to_floats(side, int(fraction)))
+            .view(len(rows), self.heads, self.head_dim)
+            .transpose(0, 1)[None]
+            .contiguous()
+            .to(dtype)
+            for side, fraction in sides
+        )
+        return keys, values
 
 
 class CodecStore(HistoryStore):
@@ -123,19 +228,27 @@ class CodecStore(HistoryStore):
             NotFiniteError: a key or value is NaN or infinite.
             UsageError: another geometry than the plan's, or several sequences.
         """
-        self._check(layer, keys)
-        rows = self._integers(layer, keys, values)
+        rows = self.plan.to_rows(layer, keys, values)
         coded = rows.copy()
         at: list[npt.NDArray[np.int64]] = []
         for stream in self.plan.layers[layer]:
             share, when = self._coded(stream.codec, rows[:, stream.start : stream.stop])
             coded[:, stream.start : stream.stop] = share
             at.append(when)
-        sides = []
-        for side in range(2):
-            exact, new = (self._tensor(r, layer, side).to(keys.dtype) for r in (rows, coded))
-            sides.append(_versions(exact, new, torch.from_numpy(self._when(layer, side, at))))
+        exact, new = (self.plan.to_tensors(layer, r, keys.dtype) for r in (rows, coded))
+        sides = [
+            _versions(exact[side], new[side], torch.from_numpy(self._when(layer, side, at)))
+            for side in range(2)
+        ]
         return Seen(*sides)
+
+    def passes(self, length: int) -> tuple[Pass, ...]:
+        """One: it gives what decoding token by token would."""
+        return (Pass(0, length),)
+
+    def bits(self, length: int) -> StoredBits:
+        """See :class:`PlannedStore`; counted."""
+        return StoredBits(self.plan.bits_per_element, self.plan.bits_per_element_seen(length))
 
     def _coded(self, codec: Codec, rows: IntegerArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The tokens with complete units coded, and the position from which each is seen so."""
@@ -160,30 +273,6 @@ class CodecStore(HistoryStore):
         streams = self.plan.layers[layer]
         mine = [w for s, w in zip(streams, at, strict=True) if s.start < high and s.stop > low]
         return mine[0]
-
-    def _integers(self, layer: int, keys: Tensor, values: Tensor) -> npt.NDArray[np.int64]:
-        """Tokens of all channels, keys first: shape (tokens, 2c)."""
-        parts = []
-        named = (("keys", keys), ("values", values))
-        for (what, x), fraction in zip(named, self.plan.fractions[layer], strict=True):
-            rows = x[0].transpose(0, 1).flatten(1).detach().numpy()
-            parts.append(to_integers(rows, int(fraction), what=what, layer=layer))
-        return np.concatenate(parts, axis=1)
-
-    def _tensor(self, rows: npt.NDArray[np.int64], layer: int, side: int) -> Tensor:
-        c = self.plan.channels
-        floats = to_floats(rows[:, side * c : (side + 1) * c], int(self.plan.fractions[layer][side]))
-        shaped = torch.from_numpy(floats).view(len(rows), self.plan.heads, self.plan.head_dim)
-        return shaped.transpose(0, 1)[None].contiguous()
-
-    def _check(self, layer: int, keys: Tensor) -> None:
-        expected = (1, self.plan.heads, keys.shape[2], self.plan.head_dim)
-        if tuple(keys.shape) != expected or layer >= len(self.plan.layers):
-            msg = (
-                f"{self.plan.name} is for {len(self.plan.layers)} layers of keys of shape {expected}; "
-                f"layer {layer} gives {tuple(keys.shape)}"
-            )
-            raise UsageError(msg, given=tuple(keys.shape), expected=[str(expected)])
 
 
 def _versions(exact: Tensor, coded: Tensor, at: Tensor) -> list[Version]:

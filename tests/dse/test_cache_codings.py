@@ -9,7 +9,8 @@ from dse.estimates import USUAL_CACHES
 from quantizers.errors import UsageError
 from quantizers.kv_cache.cache import Kept
 from quantizers.kv_cache.calibration import Calibration
-from quantizers.kv_cache.registry import SCHEMES, parse_cache_scheme
+from quantizers.kv_cache.layer_schemes import LAYER_SCHEMES
+from quantizers.kv_cache.registry import parse_cache_scheme
 
 SMALL = Decoder(
     name="small", layers=2, hidden=24, ffn=48, source="this test", query_heads=4, kv_heads=2, head_dim=12,
@@ -48,8 +49,10 @@ def some_calibration() -> Calibration:
 def test_the_bits_are_those_of_the_codecs_fitted_to_a_text(name: str) -> None:
     (coding,) = codings(SMALL, [name])
     plan = parse_cache_scheme(name).plan(some_calibration())
-    # Bits that are shared out are whole ones, so a few of a layer's may be left over.
-    assert coding.bits == pytest.approx(plan.bits_per_element, abs=0.01)
+    # Bits that are shared out fill words of 32 bits: less than one of them is left over in all layers.
+    is_shared_out = "allocated" in name or "transform" in name
+    left_over = 32 / (SMALL.layers * 2 * SMALL.kv_heads * SMALL.head_dim) if is_shared_out else 1e-9
+    assert plan.bits_per_element <= coding.bits < plan.bits_per_element + left_over
     assert coding.keys.unit == plan.layers[0][0].codec.tokens
     assert coding.values.unit == plan.layers[0][-1].codec.tokens
     assert coding.name == name
@@ -57,7 +60,7 @@ def test_the_bits_are_those_of_the_codecs_fitted_to_a_text(name: str) -> None:
 
 def test_every_codec_can_be_asked_for() -> None:
     names = {name.partition("(")[0] for name in USUAL_CACHES} | {"format", "oaken"}
-    assert names == set(SCHEMES)
+    assert names == set(LAYER_SCHEMES)
 
 
 def test_the_usual_ones_fit_the_published_models() -> None:
@@ -89,11 +92,16 @@ def test_a_codec_is_listed_once() -> None:
         (
             "kivy",
             "unknown cache codec 'kivy' (did you mean 'kivi'?); expected one of: exact, kivi, per_token, "
-            "format, oaken, rotated, transform",
+            "format, oaken, rotated, transform, minicache",
         ),
         (
             "per_token(group=7)",
             "groups of 7 do not divide the 24 channels of a token; the nearest that do have 6",
+        ),
+        (
+            "minicache(pairs=1)",
+            "an estimate without a text takes codecs that code each layer by itself, and minicache does not; "
+            "expected one of: exact, kivi, per_token, format, oaken, rotated, transform",
         ),
         ("rotated(bits=3.5)", "codes that are all alike have a whole number of bits, not 3.5"),
     ],

@@ -4,11 +4,13 @@ import pytest
 
 from dse.any_study import load_study
 from dse.cache_study import CacheStudy
+from dse.caches import CacheText, measure
 from dse.design import CachePoint
 from dse.sweep import load_run, run
 from quantizers.errors import UsageError
 from reports import write_report
 from tests.dse.cache_codecs import cache_codecs
+from tests.dse.workloads_language.tiny_folder import tiny_model_folder
 
 CODECS = cache_codecs()
 FRONT = {"x": "bits_per_element_seen", "y": "perplexity"}
@@ -76,6 +78,69 @@ def test_a_model_that_is_not_there(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"pairs": 2}, "minicache: a model of 2 layers has 0 pairs from layer 1 on, not 2"),
+        (
+            {"first": 0, "prefill": 40},
+            "a prefill of 1 to 30 tokens leaves some of a window of 32 to merge and some to predict, "
+            "not one of 40",
+        ),
+    ],
+)
+def test_layers_and_windows_that_do_not_fit(tmp_path, parameters, message):
+    model, text = tiny_model_folder(tmp_path)
+    language = {"model": f"hf:{model}", "text": text, "windows": 2, "length": 32, "calibration_windows": 2}
+    codec = {"name": "merged", "codec": "minicache", "parameters": parameters}
+    with pytest.raises(UsageError) as caught:
+        run(CacheStudy.parse(document(language=language, codecs=[codec])), tmp_path / "run")
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
+
+
+def test_merged_layers(tmp_path):
+    """Measured on the predictions after the prefill; the exact cache too."""
+    model, text = tiny_model_folder(tmp_path, head_dim=8)
+    source = CacheText.of(f"hf:{model}", data=None, text=text, windows=2, length=32, calibration_windows=2)
+    codec = "minicache(first=0, prefill=12, step=5, gamma=0)"
+    found = measure(source, codec)
+    assert [(each.start, each.stop, each.counts) for each in found.passes[:3]] == [
+        (0, 12, False),
+        (12, 17, True),
+        (17, 22, True),
+    ]
+    assert found.comparison.exact.predictions == found.comparison.changed.predictions == 2 * 19
+    # A direction of 8 elements and two magnitudes of 17 bits for two layers.
+    assert found.bits.per_element == (8 * 16 + 2 * 17) / 16
+    whole = measure(source, codec, whole_window=True)
+    assert whole.comparison.changed.predictions == 2 * 31
+    assert whole.comparison.mean_kl > 0
+    # Nothing is merged where all tokens that are there are kept.
+    kept = measure(source, "minicache(first=0, prefill=12, residual=11, sinks=0, step=1, gamma=1)")
+    assert kept.comparison.mean_kl < found.comparison.mean_kl
+
+
+def test_merged_layers_in_a_sweep(tmp_path):
+    model, text = tiny_model_folder(tmp_path, head_dim=16)
+    language = {"model": f"hf:{model}", "text": text, "windows": 2, "length": 32, "calibration_windows": 2}
+    merged = {"name": "merged", "codec": "minicache", "parameters": {"first": 0}}
+    on = {"name": "on formats", "codec": "minicache", "parameters": {"first": 0, "on": "format(group=16)"}}
+    codecs = [{**merged, "evaluation": ["streaming", "window"]}, on]
+    result = run(CacheStudy.parse(document(language=language, codecs=codecs)), tmp_path / "run")
+    assert [error.error for error in result.failed] == []
+    streaming, window, formats = (row for _, row in result.table().iterrows())
+    assert (streaming["prefill"], streaming["step"]) == (16, 16)
+    assert window["passes"] == "a prefill of all 32 tokens, then all of them with its cache"
+    assert streaming["bits_per_element_provenance"] == "measured"
+    assert 8 < streaming["bits_per_element"] < streaming["bits_per_element_seen"] < 16
+    assert streaming["luts"] > 1000
+    assert streaming["dsps"] > 0
+    assert "merge_keys" in streaming["engine"]
+    assert "luts" not in formats.dropna()
+    assert formats["engine"].startswith("InFormat has no hardware here")
+
+
 def test_a_sweep(run_of_caches):
     result = run_of_caches
     assert [error.error for error in result.failed] == []
@@ -99,4 +164,5 @@ def test_a_sweep(run_of_caches):
 def test_the_study_that_ships():
     study = load_study(Path(__file__).parents[2] / "sweeps" / "kv_cache.toml")
     assert isinstance(study, CacheStudy)
-    assert {point.design for point in study.points()} >= {"KIVI", "rotated", "transform of a head"}
+    designs = {"KIVI", "rotated", "transform of a head", "merged layers, seven pairs on rotated"}
+    assert {point.design for point in study.points()} >= designs

@@ -24,6 +24,7 @@ def source(tmp_path_factory):
         ("per_token(bits=4, group=64, sinks=2)", 2 * 38),
         ("rotated(bits=4, sinks=1)", 2 * 39),
         ("rotated(bits=3, means=false)", 2 * 40),
+        ("rotated(bits=4.25, allocated=true, lowest=3)", 2 * 40),
         ("transform(bits=3.25)", 2 * 40),
         ("transform(bits=3.25, span='side', means=false)", 2 * 40),
     ],
@@ -55,17 +56,19 @@ def test_a_wrong_element_is_a_mismatch(source, monkeypatch):
     ("codec", "reason"),
     [
         ("oaken", "SplitOutliers has no hardware here"),
-        (
-            "rotated(bits=4.27, allocated=true)",
-            "rotated with bits or gains of each coefficient has no hardware here",
-        ),
         ("exact", "Exact has no hardware here"),
     ],
 )
 def test_codecs_without_hardware(source, codec, reason):
     with pytest.raises(UsageError) as caught:
         verify_cache(source, codec)
-    assert (
-        str(caught.value)
-        == f"{reason}; there is some of kivi, per_token and transform, and of rotated with whole bits"
+    assert str(caught.value) == f"{reason}; there is some of kivi, per_token, rotated and transform"
+
+
+def test_merged_layers_are_refused_before_the_model_runs():
+    with pytest.raises(UsageError) as caught:
+        verify_cache(CacheText.of("hf:nowhere", data=None, text=None, windows=1, length=40), "minicache")
+    assert str(caught.value) == (
+        "a check of writers against readers takes codecs that code each layer by itself, and minicache does "
+        "not; expected one of: exact, kivi, per_token, format, oaken, rotated, transform"
     )

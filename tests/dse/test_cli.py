@@ -121,6 +121,55 @@ def test_list_of_blocks(dse):
     assert code == 0
     assert "mac: multiply-accumulate unit with an exact fixed-point accumulator" in out
     assert "dot_length" in out
+    text = " ".join(out.split())
+    assert "hadamard (takes no formats): streaming Walsh-Hadamard transform, every sum exact" in text
+    assert text.count("(takes no formats)") == sum(not block.formats for block in BLOCKS.values())
+
+
+HADAMARD = ["hadamard", "--set", "size=8", "--set", "lanes=2", "--set", "input_bits=4"]
+
+
+def test_a_block_without_formats(dse, tmp_path):
+    code, out, err = dse("cost", "--block", *HADAMARD, "--json")
+    assert (code, err) == (0, "")
+    (design,) = json.loads(out)["designs"]
+    sizes = {"size": 8, "lanes": 2, "input_bits": 4}
+    assert design["design"] == {"block": "hadamard", **sizes, "part": "xc7z020"}
+    assert dse("hw", "synthesize", *HADAMARD, "--json")[1] == out
+    _, out, _ = dse("cost", "--block", *HADAMARD)
+    assert "block hadamard, size 8, lanes 2, input_bits 4, part xc7z020" in out
+    code, out, err = dse("hw", "emit", *HADAMARD, "--out", tmp_path, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["design"] == {"block": "hadamard", **sizes}
+    code, out, err = dse("hw", "simulate", *HADAMARD, "--count", 20)
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        "hadamard, size 8, lanes 2, input_bits 4, simulator verilator\n20 outputs checked, 0 mismatches, "
+    )
+
+
+@pytest.mark.parametrize(
+    "command", [["cost", "--block"], ["hw", "emit"], ["hw", "simulate"], ["hw", "synthesize"]]
+)
+def test_formats_for_a_block_that_takes_none(dse, command):
+    for option, role in (("--weights", "weights"), ("--activations", "activations")):
+        message = (
+            f"block 'hadamard' takes no formats, but {role} 'int8' were given; "
+            "its parameters are: size, lanes, input_bits"
+        )
+        assert dse(*command, "hadamard", option, "int8") == (2, "", f"error: {message}\n")
+        code, out, _ = dse(*command, "hadamard", option, "int8", "--json")
+        assert code == 2
+        assert json.loads(out) == {
+            "error": message,
+            "given": "int8",
+            "expected": ["size", "lanes", "input_bits"],
+        }
+
+
+def test_every_format_of_a_block_that_takes_none(dse):
+    message = "--all costs every format, and block 'hadamard' takes no formats; leave --all out"
+    assert dse("cost", "--block", "hadamard", "--all") == (2, "", f"error: {message}\n")
 
 
 def test_emit(dse, tmp_path):
@@ -180,7 +229,7 @@ def test_mismatches_are_told_and_are_exit_code_1(dse, monkeypatch):
 
     def wrong(*arguments, **more):
         stimuli = right(*arguments, **more)
-        stimuli.outputs[2] ^= 1
+        stimuli.outputs["sums"][2] ^= 1
         return stimuli
 
     monkeypatch.setitem(BLOCKS, "mac", dataclasses.replace(BLOCKS["mac"], stimuli=wrong))
@@ -206,7 +255,7 @@ def test_synthesize_is_cost(dse):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["emit", "mca", "--weights", "int8"], "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel, grouped_lut_kernel"),
+        (["emit", "mca", "--weights", "int8"], "unknown block 'mca' (did you mean 'mac'?); expected one of: " + ", ".join(BLOCKS)),
         (["simulate", "mac", "--weights", "int8", "--set", "lanes=3"], "unknown parameter of block 'mac' 'lanes'"),
         (["simulate", "mac", "--weights", "e4m3fn"], "weights has codes for NaN or infinity, "),
         (["synthesize", "mac", "--weights", "int8", "--part", "xc7z02"], "unknown part 'xc7z02' "),

@@ -12,16 +12,18 @@ from costmodel.yosys import yosys_version
 from dse.costing import (
     BlockCost,
     block_arguments,
+    block_formats,
     block_parameters,
     check_part,
-    chosen_pairs,
+    chosen_formats,
     cost_of_block,
     cost_of_blocks,
     cost_of_verilog,
-    format_pair,
     reject_with_verilog,
+    takes_formats,
 )
 from dse.metrics import METRICS, Figure, Provenance
+from hw.blocks import BLOCKS
 from quantizers.errors import MissingExtraError, UsageError
 from quantizers.formats import parse_scalar_format
 
@@ -32,6 +34,7 @@ TOOLS = {
     "flags": "-family xc7 -nodsp -noiopad -noclkbuf -flatten -nosrl -nobram -nolutram",
     "part": "xc7",
 }
+UNKNOWN = "unknown block 'mca' (did you mean 'mac'?); expected one of: " + ", ".join(BLOCKS)
 ADDER = "module add(input [7:0] a, b, output [7:0] y); assign y = a + b; endmodule\n"
 WIRE = "module wire_only(input a, output y); assign y = a; endmodule\n"
 
@@ -49,8 +52,12 @@ def _stop_synthesis(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(synthesis, "_run_flow", refuse)
 
 
+def _pair(weights: str, activations: str) -> dict[str, str]:
+    return {"weights": weights, "activations": activations}
+
+
 def _mac(weights: str = "int3", activations: str = "uint3", **more: Any) -> BlockCost:
-    return cost_of_block("mac", weights, activations, {"dot_length": 16, **more}, part=PART)
+    return cost_of_block("mac", _pair(weights, activations), {"dot_length": 16, **more}, part=PART)
 
 
 def _message(error: pytest.ExceptionInfo[Exception]) -> str:
@@ -143,7 +150,7 @@ def test_many_pairs_cost_what_each_of_them_does(
 
     one_by_one = [_mac(name, name) for name in pairs]
     monkeypatch.setenv("BITFRONT_CACHE", str(tmp_path / "another"))
-    choices = [(name, name) for name in pairs]
+    choices = [_pair(name, name) for name in pairs]
     costs = cost_of_blocks("mac", choices, {"dot_length": 16}, part=PART, progress=progress)
     assert seen == [len(pairs)]
     assert costs == one_by_one
@@ -151,7 +158,7 @@ def test_many_pairs_cost_what_each_of_them_does(
 
 def test_many_pairs_are_checked_before_any_is_synthesised(monkeypatch: pytest.MonkeyPatch) -> None:
     _stop_synthesis(monkeypatch)
-    pairs = [("int3", "int3"), ("e4m3fn", "int3")]
+    pairs = [_pair("int3", "int3"), _pair("e4m3fn", "int3")]
 
     def progress(items: Any, total: int) -> Any:
         raise AssertionError("work has started")
@@ -187,18 +194,54 @@ def test_rtl_that_is_wrong(tmp_path: Path) -> None:
         cost_of_verilog([source], top="add", part=PART)
 
 
-def test_pairs_of_a_command() -> None:
-    assert chosen_pairs("mac", "int4", None, None) == [("int4", "int4")]
-    assert chosen_pairs("mac", "e2m1b1", "int8", None) == [("e2m1", "int8")]
-    assert chosen_pairs("mac", None, None, "3") == [(name, name) for name in ("int3", "e1m1", "e2m0")]
-    names = [weights for weights, _ in chosen_pairs("mac", None, None, "2-3")]
+def test_formats_of_a_command() -> None:
+    assert chosen_formats("mac", "int4", None, None) == [_pair("int4", "int4")]
+    assert chosen_formats("mac", "e2m1b1", "int8", None) == [_pair("e2m1", "int8")]
+    assert chosen_formats("mac", None, None, "3") == [_pair(name, name) for name in ("int3", "e1m1", "e2m0")]
+    names = [choice["weights"] for choice in chosen_formats("mac", None, None, "2-3")]
     assert names == ["int2", "e1m0", "int3", "e1m1", "e2m0"]
+    assert chosen_formats("hadamard", None, None, None) == [{}]
+
+
+UNIFORM = (
+    "block 'kv_uniform_reader' takes no formats, but {} 'int8' were given; its parameters are: "
+    "head_dim, bits, group, lanes, word_bits, per_channel"
+)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "bits", "message"),
+    [
+        ("int8", None, None, UNIFORM.format("weights")),
+        (None, "int8", None, UNIFORM.format("activations")),
+        (
+            None,
+            None,
+            "3-8",
+            "--all costs every format, and block 'kv_uniform_reader' takes no formats; leave --all out",
+        ),
+    ],
+)
+def test_formats_for_a_block_that_takes_none(
+    weights: str | None, activations: str | None, bits: str | None, message: str
+) -> None:
+    with pytest.raises(UsageError) as caught:
+        chosen_formats("kv_uniform_reader", weights, activations, bits)
+    assert _message(caught) == message
+
+
+def test_what_a_block_without_formats_costs() -> None:
+    parameters = block_parameters("hadamard", ["size=8", "lanes=2", "input_bits=4"])
+    cost = cost_of_block("hadamard", {}, parameters, part=PART)
+    assert cost.design == {"block": "hadamard", "size": 8, "lanes": 2, "input_bits": 4, "part": PART}
+    assert list(cost.metrics) == [*COUNTS, "logic_delay_ns"]
+    assert cost.metrics["luts"].value > 0
 
 
 @pytest.mark.parametrize("text", ["1-3", "3-9", "5-4", "", "-", "a-b", "4.5"])
 def test_wrong_widths(text: str) -> None:
     with pytest.raises(UsageError) as caught:
-        chosen_pairs("mac", None, None, text)
+        chosen_formats("mac", None, None, text)
     assert _message(caught) == f"--bits must be a width or a range within 2-8, such as 3-8, not {text!r}"
 
 
@@ -225,28 +268,31 @@ def test_wrong_choices_of_formats(
     weights: str | None, activations: str | None, bits: str | None, message: str
 ) -> None:
     with pytest.raises(UsageError) as caught:
-        chosen_pairs("mac", weights, activations, bits)
+        chosen_formats("mac", weights, activations, bits)
     assert _message(caught) == message
 
 
-def test_pairs_are_named_as_the_block_reads_them() -> None:
-    assert format_pair("mac", "e2m1b1", None) == ("e2m1", "e2m1")
-    assert format_pair("mac", "int4", "uint8") == ("int4", "uint8")
+def test_formats_are_named_as_the_block_reads_them() -> None:
+    assert block_formats("mac", "e2m1b1", None) == _pair("e2m1", "e2m1")
+    assert block_formats("mac", "int4", "uint8") == _pair("int4", "uint8")
+    assert block_formats("hadamard", None, None) == {}
+    assert (takes_formats("mac"), takes_formats("hadamard")) == (True, False)
     with pytest.raises(UsageError) as caught:
-        format_pair("mca", "int4", None)
-    assert (
-        _message(caught)
-        == "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel, grouped_lut_kernel"
-    )
+        block_formats("mca", "int4", None)
+    assert _message(caught) == UNKNOWN
 
 
 def test_arguments_of_a_block() -> None:
-    arguments = block_arguments("mac", "int4", "e2m1", {"dot_length": 16})
+    arguments = block_arguments("mac", _pair("int4", "e2m1"), {"dot_length": 16})
     assert arguments == {
         "weights": parse_scalar_format("int4"),
         "activations": parse_scalar_format("e2m1"),
         "dot_length": 16,
     }
+    assert block_arguments("hadamard", {}, {"size": 8}) == {"size": 8}
+    with pytest.raises(UsageError) as caught:
+        block_arguments("mac", {"activations": "int4"}, {})
+    assert _message(caught) == "block 'mac' needs the format of its weights"
 
 
 def test_parameters_are_the_defaults_with_the_settings() -> None:
@@ -271,7 +317,7 @@ def test_parameters_are_the_defaults_with_the_settings() -> None:
         (
             "mca",
             "dot_length=4",
-            "unknown block 'mca' (did you mean 'mac'?); expected one of: mac, binned_mac, float_mac, dsp_mac, dot, mx_dot, mvu, lut_kernel, grouped_lut_kernel",
+            UNKNOWN,
         ),
     ],
 )
@@ -303,7 +349,7 @@ def test_no_place_and_route_is_told_before_any_synthesis(monkeypatch: pytest.Mon
     with pytest.raises(MissingExtraError) as caught:
         cost_of_blocks(
             "mac",
-            [("int3", "int3")],
+            [_pair("int3", "int3")],
             block_parameters("mac", []),
             part=PART,
             place=True,

@@ -110,6 +110,10 @@ def test_tasks_are_known_by_point_tools_and_data() -> None:
     assert replace(task, source=replace(task.source, data="elsewhere")).key == task.key
 
 
+def formats_of(weights: str, activations: str) -> dict[str, str]:
+    return {"weights": weights, "activations": activations}
+
+
 SMALL, LARGE = ("int2", "int2"), ("int4", "int5")
 
 
@@ -117,7 +121,7 @@ SMALL, LARGE = ("int2", "int2"), ("int4", "int5")
 def test_the_larger_datapath_is_the_one_that_counts(pairs: list[tuple[str, str]]) -> None:
     cost = costliest(replace(POINT, dot_length=16), [Products(*pair, 9, 900) for pair in pairs])
     small, large = (
-        cost_of_block("mac", *pair, {"dot_length": 16}, part="xc7z020") for pair in (SMALL, LARGE)
+        cost_of_block("mac", formats_of(*pair), {"dot_length": 16}, part="xc7z020") for pair in (SMALL, LARGE)
     )
     assert small.metrics["luts"].value < large.metrics["luts"].value
     assert cost == replace(large, metrics={**large.metrics, **without_pause(large)})
@@ -134,14 +138,14 @@ def test_bins_where_the_dot_products_are_long_enough_for_their_pauses() -> None:
     """60 cycles between dot products of e4m3: dear after 40 products, cheap after 4,000."""
     point = replace(POINT, block="best_mac", dot_length=4608)
     exact, bins = (
-        cost_of_block(block, "e4m3", "e4m3", {"dot_length": 4608}, part="xc7z020")
+        cost_of_block(block, formats_of("e4m3", "e4m3"), {"dot_length": 4608}, part="xc7z020")
         for block in ("mac", "binned_mac")
     )
     short, long = Products("e4m3", "e4m3", 40, 4000), Products("e4m3", "e4m3", 4000, 36000)
     assert costliest(point, [short]).design == exact.design
     best = costliest(point, [short, long])
     assert best.design == bins.design
-    pause = build_block("binned_mac", "e4m3", "e4m3", {"dot_length": 4608}).pause
+    pause = build_block("binned_mac", formats_of("e4m3", "e4m3"), {"dot_length": 4608}).pause
     cycles = (4000 * (1 + pause / 40) + 36000 * (1 + pause / 4000)) / 40000
     assert best.metrics["cycles_per_product"].value == pytest.approx(cycles, rel=1e-12)
     sites = bins.metrics["luts"].value
@@ -180,7 +184,7 @@ def test_a_network_without_attention() -> None:
     task = _task(dot_length=terms)
     evaluation = evaluate(task)
     quality = quality_of(task.point, task.source)
-    cost = cost_of_block("mac", "int4n", "uint4", {"dot_length": terms}, part="xc7z020")
+    cost = cost_of_block("mac", formats_of("int4n", "uint4"), {"dot_length": terms}, part="xc7z020")
     assert quality.weight_pairs == [("int4n", "uint4")]
     assert "activation_product_luts" not in evaluation.metrics
     assert evaluation.metrics == {**quality.metrics, **cost.metrics, **without_pause(cost)}
@@ -208,7 +212,8 @@ def test_attention_is_costed_beside_the_weight_layers() -> None:
     assert quality.weight_pairs == [("int4n", "int4")]
     assert quality.activation_pairs == [("int4", "int4"), ("int4", "uint4")]
     products = [
-        cost_of_block("mac", *pair, {"dot_length": 1024}, part="xc7z020") for pair in quality.activation_pairs
+        cost_of_block("mac", formats_of(*pair), {"dot_length": 1024}, part="xc7z020")
+        for pair in quality.activation_pairs
     ]
     largest = max(cost.metrics["luts"].value for cost in products)
     assert evaluation.metrics["activation_product_luts"] == Figure(largest, Provenance.MEASURED)

@@ -39,7 +39,7 @@ def change_stimuli(monkeypatch: pytest.MonkeyPatch, change: Any) -> None:
 
     def stimuli(*arguments: Any, **more: Any) -> Stimuli:
         right = block.stimuli(*arguments, **more)
-        return dataclasses.replace(right, outputs=change(list(right.outputs)))
+        return dataclasses.replace(right, outputs={"sums": change(list(right.outputs["sums"]))})
 
     monkeypatch.setitem(BLOCKS, "mac", dataclasses.replace(block, stimuli=stimuli))
 
@@ -127,6 +127,72 @@ def test_the_list_has_every_block_and_its_defaults() -> None:
     }
 
 
+def uniform_writer() -> ChosenBlock:
+    return choose_block("kv_uniform_writer", None, None, ["head_dim=16", "group=16", "lanes=4"])
+
+
+def test_a_block_without_formats() -> None:
+    chosen = uniform_writer()
+    assert chosen.as_json() == {
+        "block": "kv_uniform_writer",
+        "head_dim": 16,
+        "bits": 4,
+        "group": 16,
+        "lanes": 4,
+        "word_bits": 32,
+        "per_channel": False,
+    }
+    assert chosen.describe() == "head_dim 16, bits 4, group 16, lanes 4, word_bits 32, per_channel false"
+    with pytest.raises(UsageError) as caught:
+        choose_block("kv_uniform_writer", "int8", None, [])
+    assert str(caught.value).startswith(
+        "block 'kv_uniform_writer' takes no formats, but weights 'int8' were given; its parameters are: head_dim, "
+    )
+    blocks = {block["name"]: block for block in list_blocks()}
+    assert blocks["kv_uniform_writer"]["formats"] == []
+    assert {name for name in blocks if "formats" in blocks[name]} == {
+        name for name in BLOCKS if not BLOCKS[name].formats
+    }
+
+
+def test_files_of_a_block_with_two_output_streams(tmp_path: Path) -> None:
+    emit(uniform_writer(), tmp_path, count=6, seed=0, force=False)
+    files = ["", "_tb", "_tb_inputs", "_tb_ranges", "_tb_words"]
+    assert sorted(path.stem for path in tmp_path.iterdir()) == [f"kv_uniform_writer{end}" for end in files]
+    verilog = (tmp_path / "kv_uniform_writer.v").read_text().splitlines()
+    assert verilog[3] == f"// Parameters: {uniform_writer().describe()}"
+    lengths = {
+        name: len((tmp_path / f"kv_uniform_writer_tb_{name}.hex").read_text().splitlines()) - 1
+        for name in ("inputs", "words", "ranges")
+    }
+    # Groups of 16 codes of 4 bits are two words.
+    assert lengths == {"inputs": 12, "words": 6, "ranges": 3}
+
+
+@pytest.mark.parametrize("simulator", ["verilator", "amaranth"])
+def test_outputs_of_all_streams_are_compared(monkeypatch: pytest.MonkeyPatch, simulator: str) -> None:
+    result = simulate_mac(uniform_writer(), count=10, simulator=simulator)
+    assert (result.checked, result.mismatches) == (15, 0)
+    block = BLOCKS["kv_uniform_writer"]
+
+    def wrong(*arguments: Any, **more: Any) -> Stimuli:
+        stimuli = block.stimuli(*arguments, **more)
+        stimuli.outputs["ranges"][3] ^= 1
+        stimuli.outputs["words"][8] ^= 1
+        return stimuli
+
+    monkeypatch.setitem(BLOCKS, "kv_uniform_writer", dataclasses.replace(block, stimuli=wrong))
+    result = simulate_mac(uniform_writer(), count=10, simulator=simulator)
+    assert (result.checked, result.mismatches) == (15, 2)
+    assert [(m.label, m.position, m.expected ^ m.got) for m in result.first_mismatches] == [
+        ("output of words", 8, 1),
+        ("output of ranges", 3, 1),
+    ]
+    assert str(Mismatch(7, 255, 18, "output of words")) == (
+        "output of words 7: expected ff, got 12 (hexadecimal)"
+    )
+
+
 def test_emitted_files(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
     assert emit_mac(folder) == [folder / name for name in FILES]
@@ -159,7 +225,7 @@ def test_the_vectors_are_those_of_the_seed(tmp_path: Path) -> None:
     assert first[2:] != other[2:]
     rng = np.random.default_rng(1)
     stimuli = BLOCKS["mac"].stimuli(mac().build(), rng, 5, **mac().arguments())
-    assert other[3].splitlines()[1:] == [f"{output:x}" for output in stimuli.outputs]
+    assert other[3].splitlines()[1:] == [f"{output:x}" for output in stimuli.outputs["sums"]]
 
 
 def test_existing_files_need_force(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dse import console
 from dse.any_study import load_study
 from dse.hardware_study import HardwareStudy
 from dse.study import Study
@@ -132,3 +133,88 @@ def test_a_sweep(tmp_path):
     assert "<td>unit</td>" in page.replace("\n", "")
     assert "Bars are 95 % intervals" not in page
     assert (tmp_path / "figures" / "units_logic_delay_ns_luts.svg").is_file()
+
+
+MIXED = {
+    "name": "mixed",
+    "designs": [
+        {"name": "mac", "block": "mac", "weights": "int2", "parameters": {"dot_length": 8}},
+        {
+            "name": "transform",
+            "block": "hadamard",
+            "parameters": {"size": 8, "lanes": [1, 8], "input_bits": 1},
+        },
+    ],
+    "fronts": [{"x": "luts", "y": "logic_delay_ns"}],
+}
+ALONE = {**MIXED, "designs": MIXED["designs"][1:], "fronts": [{"x": "luts", "y": "elements_per_cycle"}]}
+
+
+def test_points_without_formats():
+    points = HardwareStudy.parse(MIXED).points()
+    assert [(point.design, point.label) for point in points] == [
+        ("mac", "int2"),
+        ("transform", "lanes=1"),
+        ("transform", "lanes=8"),
+    ]
+    assert [point.formats for point in points] == [{"weights": "int2", "activations": "int2"}, {}, {}]
+    assert list(points[1].as_dict()) == ["workload", "design", "variant", "block", "parameters", "part"]
+    design = {"name": "transform", "block": "hadamard"}
+    (point,) = HardwareStudy.parse({**MIXED, "designs": [design]}).points()
+    assert point.label == "hadamard"
+
+
+@pytest.mark.parametrize(
+    ("design", "message"),
+    [
+        (
+            {"block": "hadamard", "weights": "int8"},
+            "block 'hadamard' takes no formats, but weights 'int8' were given; "
+            "its parameters are: size, lanes, input_bits",
+        ),
+        (
+            {"block": "hadamard", "activations": ["int8"]},
+            "block 'hadamard' takes no formats, but activations 'int8' were given; "
+            "its parameters are: size, lanes, input_bits",
+        ),
+        ({"block": "mac"}, "block 'mac' needs weights: the name of a format, or a list of names"),
+        (
+            {"block": "mac", "activations": "int8"},
+            "block 'mac' needs weights: the name of a format, or a list of names",
+        ),
+    ],
+)
+def test_formats_that_are_missing_or_too_many(design, message):
+    with pytest.raises(UsageError) as caught:
+        HardwareStudy.parse({**MIXED, "designs": [{"name": "a", **design}]})
+    assert str(caught.value) == f"study: designs.0: {message}"
+
+
+@pytest.mark.parametrize("document", [MIXED, ALONE], ids=["mixed", "alone"])
+def test_a_sweep_without_formats(tmp_path, capsys, document):
+    study = HardwareStudy.parse(document)
+    result = run(study, tmp_path)
+    assert (result.failed, result.missing) == ([], 0)
+    table = result.table()
+    units = table[table["design"] == "transform"]
+    assert list(units["elements_per_cycle"]) == [1, 8]
+    assert list(units["luts_per_element_cycle"] * units["elements_per_cycle"]) == list(units["luts"])
+    if document is ALONE:
+        assert not {"weights", "activations"} & set(table)
+    else:
+        assert list(table["weights"].isna()) == [False, True, True]
+
+    again = run(study, tmp_path)
+    assert list(again.table()["finished_at"]) == list(table["finished_at"])
+    assert load_run(tmp_path).study == study
+    for front in again.fronts():
+        text = json.dumps(front.as_json(), allow_nan=False)
+        assert text.count('"weights"') == sum(design == "mac" for design in front.rows["design"])
+    console.show_run(again)
+    shown = capsys.readouterr().out
+    assert "lanes=8" in shown
+    assert "nan" not in shown
+    page = write_report(again).read_text()
+    assert "lanes=1" in page
+    assert "weights nan" not in page
+    assert "<td>nan</td>" not in page.replace("\n", "")

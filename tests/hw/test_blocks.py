@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
+from dse.metrics import METRICS
 from hw.blocks import BLOCKS, LONGEST_RANDOM_DOT, find_block
 from hw.mac import MultiplyAccumulate
-from hw.simulation import simulate_stream
+from hw.simulation import simulate_stream, stream_ports
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format
 
@@ -39,6 +40,34 @@ def test_build():
 def test_wrong_parameters(changes, message):
     with pytest.raises(UsageError) as caught:
         find_block("mac").parameters_with(changes)
+    assert str(caught.value) == message
+
+
+def test_formats_by_role():
+    int4, e2m1 = parse_scalar_format("int4"), parse_scalar_format("e2m1")
+    mac = find_block("mac")
+    assert mac.formats_of({"activations": "e2m1", "weights": "int4"}) == {
+        "weights": int4,
+        "activations": e2m1,
+    }
+    assert find_block("hadamard").formats_of({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("block", "names", "message"),
+    [
+        ("mac", {"weights": "int4"}, "block 'mac' needs the format of its activations"),
+        (
+            "hadamard",
+            {"weights": "int4", "activations": "int4"},
+            "block 'hadamard' takes no formats, but weights 'int4' were given; "
+            "its parameters are: size, lanes, input_bits",
+        ),
+    ],
+)
+def test_wrong_formats(block, names, message):
+    with pytest.raises(UsageError) as caught:
+        find_block(block).formats_of(names)
     assert str(caught.value) == message
 
 
@@ -82,7 +111,7 @@ def test_stimuli_are_dot_products_and_their_sums(formats, dot_length):
     assert list(stimuli.inputs) == ["pairs"]
     assert stimuli.first == ()
     dots = dots_of(stimuli.inputs["pairs"], arguments["weights"], arguments["activations"])
-    assert [total % (1 << component.accumulator_bits) for _, total in dots] == stimuli.outputs
+    assert [total % (1 << component.accumulator_bits) for _, total in dots] == stimuli.outputs["sums"]
     lengths = {length for length, _ in dots}
     assert (min(lengths), max(lengths)) == (1, min(dot_length, LONGEST_RANDOM_DOT))
 
@@ -109,7 +138,7 @@ def test_sums_wrap_where_the_accumulator_is_narrow():
     component, arguments = mac_of("int8", "int8", accumulator_bits=10)
     stimuli = find_block("mac").stimuli(component, np.random.default_rng(3), 50, **arguments)
     dots = dots_of(stimuli.inputs["pairs"], arguments["weights"], arguments["activations"])
-    assert [total % 1024 for _, total in dots] == stimuli.outputs
+    assert [total % 1024 for _, total in dots] == stimuli.outputs["sums"]
     assert max(abs(total) for _, total in dots) > 1024
 
 
@@ -132,16 +161,18 @@ def test_datasheet():
 def test_every_block_has_what_the_commands_need(name):
     """Stimuli and datasheet name the streams of the component, whatever the block."""
     block = BLOCKS[name]
-    fmt = block.parse_format(
-        {"dsp_mac": "int8", "lut_kernel": "int4", "grouped_lut_kernel": "int4"}.get(name, "e4m3")
-    )
-    arguments = {"weights": fmt, "activations": fmt, **block.parameters_with({})}
+    fmt = {"dsp_mac": "int8", "lut_kernel": "int4", "grouped_lut_kernel": "int4"}.get(name, "e4m3")
+    arguments = {**block.formats_of(dict.fromkeys(block.formats, fmt)), **block.parameters_with({})}
     component = block.build(**arguments)
-    streams = [stream for stream, member in component.signature.members.items() if member.is_signature]
-    assert list(block.datasheet(component, **arguments).streams) == streams
+    sinks, sources = stream_ports(component)
+    assert list(block.datasheet(component, **arguments).streams) == list(component.signature.members)
+    assert set(block.speed(component, **arguments)) <= set(METRICS)
     stimuli = block.stimuli(component, np.random.default_rng(0), 4, **arguments)
-    assert sorted([*stimuli.inputs, streams[-1]]) == sorted(streams)
-    assert len(stimuli.outputs) >= 4
+    assert sorted(stimuli.inputs) == sorted(sinks)
+    assert list(stimuli.outputs) == sources
+    assert all(stream in sinks for stream in stimuli.first)
+    assert sum(stimuli.output_counts.values()) >= 4
+    assert all(stimuli.output_counts.values())
 
 
 def test_stimuli_hold_in_simulation():
@@ -151,7 +182,7 @@ def test_stimuli_hold_in_simulation():
     trace = simulate_stream(
         component, [layout.from_bits(bits) for bits in stimuli.inputs["pairs"]], output_count=20
     )
-    assert [total % (1 << component.accumulator_bits) for total in trace.outputs] == stimuli.outputs
+    assert [total % (1 << component.accumulator_bits) for total in trace.outputs] == stimuli.outputs["sums"]
 
 
 @pytest.mark.parametrize(
@@ -175,15 +206,15 @@ def test_matrix_vector_unit_with_every_option(formats, changes):
     }
     component = block.build(**arguments)
     stimuli = block.stimuli(component, np.random.default_rng(3), 20, **arguments)
-    assert len(stimuli.outputs) == 21
-    assert len(set(stimuli.outputs)) > 10
+    assert len(stimuli.outputs["outputs"]) == 21
+    assert len(set(stimuli.outputs["outputs"])) > 10
     run = simulate_stream(
         component, stimuli.inputs, output_count=21, first=stimuli.first, ready_probability=0.7
     )
     fmt = parse_scalar_format(changes["output"]) if "output" in changes else None
     bits = fmt.bits if fmt else component.accumulator_bits
     mask = (1 << bits) - 1
-    assert [(x & mask) | (y & mask) << bits for x, y in run.outputs] == stimuli.outputs
+    assert [(x & mask) | (y & mask) << bits for x, y in run.outputs] == stimuli.outputs["outputs"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from hw.testbench import testbench_files as bench_files  # pytest would take its
 from hw.verilog import documented_verilog, made_by, to_verilog
 from quantizers.errors import UsageError
 from quantizers.formats import parse_scalar_format
+from tests.hw import two_outputs
 
 BYTES = stream.Signature(8)
 ITEMS = [(37 * i) % 256 for i in range(100)]
@@ -176,7 +177,7 @@ class Faulty(Component):
 
 
 def emit_faulty(folder, fault):
-    emit(folder, Faulty(fault), Stimuli({"items": ITEMS}, ITEMS))
+    emit(folder, Faulty(fault), Stimuli({"items": ITEMS}, {"results": ITEMS}))
 
 
 @icarus
@@ -241,7 +242,7 @@ class RunningSum(Component):
 @pytest.mark.parametrize(("gated", "mismatches"), [(True, 0), (False, 100)])
 def test_a_payload_that_is_not_offered_is_unknown(tmp_path, gated, mismatches):
     sums = [int(total) % 256 for total in np.cumsum(ITEMS)]
-    emit(tmp_path, RunningSum(gated), Stimuli({"items": ITEMS}, sums))
+    emit(tmp_path, RunningSum(gated), Stimuli({"items": ITEMS}, {"results": sums}))
     lines = run_icarus(tmp_path)
     result = "FAIL" if mismatches else "PASS"
     assert lines[-1].startswith(f"{result}: 100 of 100 outputs checked, {mismatches} mismatches, ")
@@ -283,15 +284,52 @@ class Offset(Component):
 def test_streams_that_come_first(tmp_path):
     load = [3, 5, 7] * 10
     outputs = [(item + sum(load)) % 256 for item in ITEMS]
-    emit(tmp_path, Offset(), Stimuli({"items": ITEMS, "load": load}, outputs, first=("load",)))
+    emit(tmp_path, Offset(), Stimuli({"items": ITEMS, "load": load}, {"results": outputs}, first=("load",)))
     passed = "PASS: 100 of 100 outputs checked, 0 mismatches, 0 handshake errors"
     assert verdict(run_icarus(tmp_path)) == passed
-    emit(tmp_path, Offset(), Stimuli({"items": ITEMS, "load": load}, outputs))
+    emit(tmp_path, Offset(), Stimuli({"items": ITEMS, "load": load}, {"results": outputs}))
     assert run_icarus(tmp_path)[-1].startswith("FAIL: 100 of 100 outputs checked, ")
 
 
+def emit_halves(folder, **arguments):
+    outputs = {"lows": two_outputs.LOWS, "highs": two_outputs.HIGHS}
+    emit(folder, two_outputs.Halves(**arguments), Stimuli({"items": two_outputs.ITEMS}, outputs))
+
+
+@verilator
+def test_two_output_streams(tmp_path):
+    emit_halves(tmp_path)
+    run = build_with_verilator(tmp_path)
+    passed = "PASS: 500 of 500 outputs checked, 0 mismatches, 0 handshake errors"
+    assert verdict(run()[:1]) == passed
+    right = break_vector(tmp_path / "dut_tb_highs.hex", 7)
+    lines = run()
+    assert lines[0] == f"output of highs 7: expected {int(right, 16) ^ 1:x}, got {right}"
+    assert verdict(lines[:2]) == "FAIL: 500 of 500 outputs checked, 1 mismatches, 0 handshake errors"
+
+
+@icarus
+def test_two_output_streams_in_icarus(tmp_path):
+    emit_halves(tmp_path)
+    passed = "PASS: 500 of 500 outputs checked, 0 mismatches, 0 handshake errors"
+    assert verdict(run_icarus(tmp_path)) == passed
+    right = break_vector(tmp_path / "dut_tb_lows.hex", 3)
+    lines = run_icarus(tmp_path)
+    assert lines[0] == f"output of lows 3: expected {int(right, 16) ^ 1:x}, got {right}"
+    assert verdict(lines) == "FAIL: 500 of 500 outputs checked, 1 mismatches, 0 handshake errors"
+
+
+@icarus
+def test_an_output_that_one_stream_lacks_fails(tmp_path):
+    emit_halves(tmp_path, lost=1)
+    lines = run_icarus(tmp_path, IDLE_LIMIT=100)
+    assert lines[-1].startswith("FAIL: 499 of 500 outputs checked, ")
+
+
 def test_vectors_are_hexadecimal_below_a_comment():
-    files = bench_files(Faulty(None), Stimuli({"items": [0, 16, 255]}, [7]), name="dut", latency=1)
+    files = bench_files(
+        Faulty(None), Stimuli({"items": [0, 16, 255]}, {"results": [7]}), name="dut", latency=1
+    )
     assert list(files) == ["dut_tb.v", "dut_tb_items.hex", "dut_tb_results.hex"]
     assert files["dut_tb_items.hex"] == f"{made_by()}\n0\n10\nff\n"
     assert files["dut_tb_results.hex"] == f"{made_by()}\n7\n"
@@ -303,14 +341,22 @@ def test_vectors_are_hexadecimal_below_a_comment():
 
 @pytest.mark.parametrize(
     ("inputs", "outputs"),
-    [({"pairs": [1]}, [1]), ({}, [1]), ({"items": [1]}, []), ({"items": []}, [1])],
+    [
+        ({"pairs": [1]}, {"results": [1]}),
+        ({}, {"results": [1]}),
+        ({"items": [1]}, {"results": []}),
+        ({"items": []}, {"results": [1]}),
+        ({"items": [1]}, {"sums": [1]}),
+    ],
 )
 def test_stimuli_for_another_component(inputs, outputs):
     with pytest.raises(UsageError) as caught:
         bench_files(Faulty(None), Stimuli(inputs, outputs), name="dut", latency=1)
-    counts = {name: len(payloads) for name, payloads in inputs.items()}
+    counts, wanted = (
+        {name: len(payloads) for name, payloads in streams.items()} for streams in (inputs, outputs)
+    )
     assert str(caught.value) == (
-        f"the bench of dut needs payloads for ['items'] and outputs, not {counts} and {len(outputs)}"
+        f"the bench of dut needs payloads for ['items'] and ['results'], not {counts} and {wanted}"
     )
 
 
@@ -324,7 +370,7 @@ class Level(Component):
 
 def test_a_component_without_an_output_stream():
     with pytest.raises(UsageError) as caught:
-        bench_files(Level(), Stimuli({"items": [1]}, [1]), name="dut", latency=1)
+        bench_files(Level(), Stimuli({"items": [1]}, {"level": [1]}), name="dut", latency=1)
     assert str(caught.value) == (
         "a test bench needs a component with streams only, one of them an output, not "
         "['clk', 'rst', 'items__payload', 'items__valid', 'items__ready', 'level']"

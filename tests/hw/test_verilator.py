@@ -8,6 +8,7 @@ from hw._component import Component
 from hw.simulation import SimulationError, simulate_stream
 from hw.verilator import VerilatedStream
 from quantizers.errors import UsageError
+from tests.hw.two_outputs import COUNTS, HIGHS, ITEMS, LOWS, Halves
 
 PAIR = data.ArrayLayout(signed(21), 3)
 
@@ -192,3 +193,51 @@ def test_waveforms(tmp_path):
     assert "sums__valid" in text
     # The clock rises every microsecond.
     assert max(int(line[1:]) for line in text.splitlines() if line.startswith("#")) >= 3_000_000
+
+
+@pytest.fixture(scope="module")
+def halves():
+    return VerilatedStream(Halves())
+
+
+@pytest.mark.parametrize(("valid", "ready"), [(1.0, 1.0), (0.4, 1.0), (1.0, 0.3), (0.5, 0.6)])
+def test_two_output_streams(halves, valid, ready):
+    chances = {"seed": 3, "valid_probability": valid, "ready_probability": ready}
+    run = halves.run(ITEMS, output_count=COUNTS, **chances)
+    assert {name: payloads.tolist() for name, payloads in run.streams.items()} == {
+        "lows": LOWS,
+        "highs": HIGHS,
+    }
+    trace = simulate_stream(Halves(), ITEMS, output_count=COUNTS, **chances)
+    assert trace.streams == {"lows": LOWS, "highs": HIGHS}
+    if valid == ready == 1:
+        assert run.cycles == trace.cycles == len(ITEMS) + 1
+    else:
+        assert min(run.cycles, trace.cycles) > len(ITEMS) / min(valid, ready) * 0.9
+
+
+def test_a_stream_of_which_all_have_come_is_taken_no_more_of(halves):
+    """The third low half waits, and so no byte is taken that would give a high one."""
+    message = "gave 2 of 2 lows, 0 of 1 highs in 50 cycles"
+    counts = {"lows": 2, "highs": 1}
+    with pytest.raises(SimulationError) as caught:
+        halves.run(ITEMS, output_count=counts, max_cycles=50)
+    assert str(caught.value) == f"the model {message}"
+    with pytest.raises(SimulationError) as caught:
+        simulate_stream(Halves(), ITEMS, output_count=counts, max_cycles=50)
+    assert str(caught.value) == f"Halves {message}"
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        (3, "the output counts need the names of the output streams: lows, highs"),
+        ({"lows": 1}, "the output counts must be for the output streams lows, highs, not lows"),
+        ({}, "the output counts must be for the output streams lows, highs, not none"),
+    ],
+)
+def test_wrong_counts(halves, counts, message):
+    for run in (halves.run, lambda *arguments, **more: simulate_stream(Halves(), *arguments, **more)):
+        with pytest.raises(UsageError) as caught:
+            run(ITEMS, output_count=counts)
+        assert str(caught.value) == message

@@ -14,6 +14,7 @@ from dse.workloads.language.registry import (
     check_language_model,
     is_language_model,
     language_fingerprint,
+    language_layers,
     list_language_models,
     load_language_model,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "decode",
     "is_language_model",
     "language_fingerprint",
+    "language_layers",
     "linear_names",
     "list_language_models",
     "load_language_model",

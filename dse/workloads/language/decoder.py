@@ -7,6 +7,7 @@ Its keys and values pass through a `quantizers.kv_store.KeyValueStore`, its line
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,7 +22,7 @@ from dse.workloads.language.attention import (
     rope_frequencies,
 )
 from quantizers.errors import UsageError, unknown_choice
-from quantizers.kv_store import KeyValueStore
+from quantizers.kv_store import KeyValueStore, Pass, steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +182,25 @@ def decode(decoder: Decoder, tokens: Tensor, store: KeyValueStore, *, step: int 
     With one token a step this is what hardware does; it is slow, and equals one pass over all tokens where
     the store is honest about time, see `quantizers.kv_store`.
     """
+    return run_passes(decoder, tokens, store, steps(tokens.shape[1], step))
+
+
+def run_passes(decoder: Decoder, tokens: Tensor, store: KeyValueStore, passes: Sequence[Pass]) -> Tensor:
+    """Logits of the passes that count, one after the other; *store* is reset first.
+
+    Args:
+        decoder: sees the tokens of one pass at a time.
+        tokens: int64, shape (batch, length).
+        store: holds those of earlier passes.
+        passes: at least one of them counts.
+
+    Returns:
+        Shape (batch, tokens of the passes that count, vocabulary).
+    """
     store.reset()
-    logits = [
-        decoder(tokens[:, start : start + step], store, start) for start in range(0, tokens.shape[1], step)
-    ]
+    logits = []
+    for each in passes:
+        found = decoder(tokens[:, each.start : each.stop], store, each.start)
+        if each.counts:
+            logits.append(found)
     return torch.cat(logits, dim=1)

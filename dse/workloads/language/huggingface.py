@@ -84,6 +84,10 @@ class HuggingFaceFolder:
         """Of all files that are read."""
         return text_sha256(*(text for path in self._files() for text in (path.name, file_sha256(path))))
 
+    def layers(self, data: Path | None) -> int:
+        """What the configuration says."""
+        return self.config().layers
+
     def load(self, data: Path | None) -> LanguageModel:
         """The model, in float32, and its tokenizer.
 

@@ -1,14 +1,15 @@
 """How well a language model predicts a text, and what is lost when its cache or its layers are quantized.
 
 Each window of the text is a sequence of its own, and every token of the text is predicted but the first of
-the window. Perplexity is exp of the mean negative log likelihood of these predictions. Standard errors
-take the predictions as independent.
+the window. Where a store is measured by some passes only, the predictions of these count, also those of the
+exact model that it is compared with. Perplexity is exp of the mean negative log likelihood of these
+predictions. Standard errors take the predictions as independent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dse.workloads.language.decoder import Decoder, decode
+from dse.workloads.language.decoder import Decoder, run_passes
 from dse.workloads.language.language_model import LanguageModel
 from dse.workloads.language.text import Windows
 from quantizers.errors import UsageError
-from quantizers.kv_store import KeyValueStore
+from quantizers.kv_store import KeyValueStore, Pass
 
 Progress = Callable[[Iterable[int], int], Iterable[int]]
 
@@ -85,7 +86,7 @@ def perplexity(
     windows: Windows,
     *,
     store: KeyValueStore | None = None,
-    step: int | None = None,
+    passes: Sequence[Pass] | None = None,
     progress: Progress | None = None,
 ) -> Perplexity:
     """The perplexity on *windows*.
@@ -94,11 +95,12 @@ def perplexity(
         model: or its decoder, or a changed copy of it.
         windows: see :func:`~.text.windows_of`.
         store: keys and values go through it; it is reset before each window.
-        step: new tokens of each pass. Default: a whole window in one; see `quantizers.kv_store`.
+        passes: of each window; those that count end with it. Default: the whole in one; see
+            `quantizers.kv_store`.
         progress: wraps the loop over windows.
     """
     decoder = _decoder(model)
-    nll = [_nll(_log_probabilities(decoder, w, store, step), w) for w in _each(windows, progress)]
+    nll = [_nll(_log_probabilities(decoder, w, store, passes), w) for w in _each(windows, passes, progress)]
     return _perplexity(torch.cat(nll), windows)
 
 
@@ -108,7 +110,7 @@ def compare(
     *,
     store: KeyValueStore | None = None,
     changed: Decoder | None = None,
-    step: int | None = None,
+    passes: Sequence[Pass] | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
     """*model* as it is against the same with *store*, or against *changed* (with *store* where given).
@@ -122,9 +124,9 @@ def compare(
     reference = _decoder(model)
     other = reference if changed is None else changed
     parts = []
-    for window in _each(windows, progress):
+    for window in _each(windows, passes, progress):
         p = _log_probabilities(reference, window, None, None)
-        q = _log_probabilities(other, window, store, step)
+        q = _log_probabilities(other, window, store, passes)
         parts.append(_compared(p, q, window))
     exact, coded, agree, kl = (torch.cat(column) for column in zip(*parts, strict=True))
     difference = coded - exact
@@ -146,10 +148,16 @@ class _Window:
     first: int
 
 
-def _each(windows: Windows, progress: Progress | None) -> Iterable[_Window]:
+def _each(windows: Windows, passes: Sequence[Pass] | None, progress: Progress | None) -> Iterable[_Window]:
     count = len(windows.tokens)
+    first = max(windows.first_predicted, _first_that_counts(passes) + 1)
     for index in progress(range(count), count) if progress else range(count):
-        yield _Window(windows.tokens[index : index + 1], windows.first_predicted)
+        yield _Window(windows.tokens[index : index + 1], first)
+
+
+def _first_that_counts(passes: Sequence[Pass] | None) -> int:
+    """Position of the first query whose prediction counts."""
+    return 0 if passes is None else min(each.start for each in passes if each.counts)
 
 
 def _decoder(model: LanguageModel | Decoder) -> Decoder:
@@ -158,19 +166,19 @@ def _decoder(model: LanguageModel | Decoder) -> Decoder:
 
 @torch.no_grad()
 def _log_probabilities(
-    decoder: Decoder, window: _Window, store: KeyValueStore | None, step: int | None
+    decoder: Decoder, window: _Window, store: KeyValueStore | None, passes: Sequence[Pass] | None
 ) -> Tensor:
     """Of every token at each predicted position: (predictions, vocabulary)."""
-    if step is not None:
-        if store is None:
-            msg = "tokens in several passes need a store"
-            raise UsageError(msg, given=step, expected=["no step"])
-        logits = decode(decoder, window.tokens, store, step=step)
+    if passes is not None and store is None:
+        msg = "tokens in several passes need a store"
+        raise UsageError(msg, given=len(passes), expected=["no passes"])
+    if store is None:
+        logits = decoder(window.tokens)
     else:
-        if store is not None:
-            store.reset()
-        logits = decoder(window.tokens, store)
-    return F.log_softmax(logits[0, window.first - 1 : -1], dim=-1)
+        whole = (Pass(0, window.tokens.shape[1]),)
+        logits = run_passes(decoder, window.tokens, store, whole if passes is None else passes)
+    length = window.tokens.shape[1]
+    return F.log_softmax(logits[0, window.first - 1 - length : -1], dim=-1)
 
 
 def _nll(log_probabilities: Tensor, window: _Window) -> Tensor:

@@ -35,6 +35,9 @@ class LanguageSource(Protocol):
     def fingerprint(self, data: Path | None) -> str:
         """Hex hash of the files that make the model and its tokenizer."""
 
+    def layers(self, data: Path | None) -> int:
+        """Of the decoder; found without loading or fetching the weights."""
+
     def load(self, data: Path | None) -> LanguageModel: ...
 
 
@@ -64,6 +67,15 @@ def check_language_model(name: str, data: Path | None = None) -> None:
 def language_fingerprint(name: str, data: Path | None = None) -> str:
     """Hex sha256 of the model and its tokenizer, for cache keys."""
     return _source(name).fingerprint(data)
+
+
+def language_layers(name: str, data: Path | None = None) -> int:
+    """Layers of the model's decoder, before it is loaded.
+
+    Raises:
+        UsageError: see :func:`check_language_model`.
+    """
+    return _source(name).layers(data)
 
 
 def is_language_model(name: str) -> bool:

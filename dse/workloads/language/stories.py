@@ -44,6 +44,10 @@ class Stories:
         """Of both files."""
         return text_sha256(self.name, *(file_sha256(path) for path in self._files(data)))
 
+    def layers(self, data: Path | None) -> int:
+        """What the checkpoint's header says."""
+        return read_checkpoint(self._files(data)[0])[0].layers
+
     def load(self, data: Path | None) -> LanguageModel:
         """The model and its tokenizer.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dse.workloads.language import Text, compare, load_text, perplexity, windows_of
 from dse.workloads.language.text import PYTHON_REFERENCE
 from quantizers.errors import UsageError
-from quantizers.kv_store import ExactStore, HistoryStore, Seen
+from quantizers.kv_store import ExactStore, HistoryStore, Pass, Seen, steps
 from tests.dse.workloads_language.plain_decoder import logits
 from tests.dse.workloads_language.tiny_decoder import random_decoder, tiny_model
 
@@ -80,9 +80,31 @@ def test_a_store_is_reset_for_each_window() -> None:
     model = tiny_model()
     windows = windows_of(model, TEXT, length=20, count=3)
     exact = perplexity(model, windows)
-    for step in (None, 1, 7):
-        stored = perplexity(model, windows, store=ExactStore(), step=step)
+    for passes in (None, steps(20, 1), steps(20, 7)):
+        stored = perplexity(model, windows, store=ExactStore(), passes=passes)
         assert stored.mean_nll == pytest.approx(exact.mean_nll, abs=1e-5)
+
+
+def test_only_passes_that_count_are_measured() -> None:
+    """Also in the exact model; a pass may begin the window again, for a store that can."""
+    model = tiny_model(start=30)
+    windows = windows_of(model, TEXT, length=20, count=2)
+    late = sum(_expected_nll(windows.tokens.tolist(), first=9)) / 22
+    prefilled = (Pass(0, 8, counts=False), *steps(20, 5, start=8))
+    found = compare(model, windows, store=ExactStore(), passes=prefilled)
+    assert (found.exact.predictions, found.changed.predictions) == (22, 22)
+    assert found.exact.mean_nll == pytest.approx(late, abs=1e-4)
+    assert found.changed.mean_nll == pytest.approx(late, abs=1e-4)
+
+    class Again(ExactStore):
+        def update(self, layer: int, keys: Tensor, values: Tensor, positions: Tensor) -> Seen:
+            return self.see(layer, keys, values)
+
+    twice = (Pass(0, 20, counts=False), Pass(0, 20))
+    found = compare(model, windows, store=Again(), passes=twice)
+    assert found.changed.predictions == 36
+    assert found.exact == perplexity(model, windows)
+    assert found.changed.mean_nll == pytest.approx(found.exact.mean_nll, abs=1e-5)
 
 
 def test_comparison_is_paired() -> None:
@@ -147,7 +169,7 @@ def test_what_a_comparison_needs() -> None:
         compare(model, windows)
     assert str(caught.value) == "a comparison needs a store or a changed decoder"
     with pytest.raises(UsageError) as caught:
-        perplexity(model, windows, step=3)
+        perplexity(model, windows, passes=steps(10, 3))
     assert str(caught.value) == "tokens in several passes need a store"
 
 

@@ -12,6 +12,7 @@ from dse.workloads.language import (
     check_language_model,
     is_language_model,
     language_fingerprint,
+    language_layers,
     list_language_models,
     load_language_model,
 )
@@ -64,6 +65,7 @@ def test_checking_fetches_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.delenv(FILE.variable, raising=False)
     check_language_model("smollm2-135m")
     assert len(language_fingerprint("smollm2-135m")) == 64
+    assert language_layers("smollm2-135m") == 30
     assert list(tmp_path.iterdir()) == []
 
 

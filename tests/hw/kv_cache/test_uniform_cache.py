@@ -135,6 +135,44 @@ def test_cycles_of_a_group(sizes):
     assert cycles[1] - cycles[0] == (groups[1] - groups[0]) * interval
 
 
+LATENCIES = [
+    # Sizes; cycles of the writer, and of the reader.
+    (SIZES[0], 13, 7),
+    (SIZES[1], 11, 7),
+    (SIZES[2], 14, 7),
+    (SIZES[3], 24, 11),
+    (SIZES[4], 16, 10),
+    ({"head_dim": 16, "bits": 2, "group": 4, "lanes": 4, "word_bits": 32}, 10, 7),
+    ({"head_dim": 16, "bits": 2, "group": 8, "lanes": 4, "word_bits": 64, "per_channel": True}, 15, 11),
+]
+
+
+@pytest.mark.parametrize(("sizes", "written", "read"), LATENCIES)
+def test_latency(sizes, written, read):
+    """From the last elements that the first codes need, and from the last word that the first elements do."""
+    writer, reader = UniformWriter(**sizes), UniformReader(**sizes)
+    interval = reader.interval
+    assert (writer.latency, reader.latency) == (written, read)
+    tokens = tokens_of(sizes, blocks=1)
+    is_turned, bits, word_bits = sizes.get("per_channel"), sizes["bits"], sizes["word_bits"]
+    block = sizes["group"] * (sizes["head_dim"] if is_turned else 1) // sizes["lanes"]
+    trace = simulate_stream(
+        writer, tokens.reshape(-1, sizes["lanes"]).tolist(), output_count={"words": 1, "ranges": 1}
+    )
+    # The last word is taken in cycle block - 1; the last cycle counted is that of the output.
+    assert trace.cycles == block + written
+    groups = quantize(groups_of(tokens, sizes), bits)
+    words = pack(groups.codes, bits, word_bits=word_bits)
+    ranges = ((groups.minimum.astype(int) & 0xFFFF) | groups.span.astype(int) << 16).tolist()
+    if is_turned:
+        # A group's first word is taken when the last codes of the one before are given.
+        taken = (len(words) - 1) * interval + words.shape[1] - 1
+    else:
+        taken = -(-bits * sizes["lanes"] // word_bits) - 1
+    items = {"words": words.reshape(-1).tolist(), "ranges": ranges}
+    assert simulate_stream(reader, items, output_count=1).cycles == taken + 1 + read
+
+
 @pytest.mark.parametrize("sizes", SIZES[1:])
 def test_vectors_come_back(sizes):
     tokens = tokens_of(sizes, blocks=2)

@@ -26,12 +26,12 @@ def test_stimuli(formats, changes):
     sizes = {"rows": 5, "columns": 20, "lanes": 2, "groups": 2}
     block, component, arguments = build(*formats.split(), **sizes, **changes)
     stimuli = block.stimuli(component, np.random.default_rng(3), 20, **arguments)
-    assert len(stimuli.outputs) == 21
-    assert len(set(stimuli.outputs)) > 10
+    assert len(stimuli.outputs["outputs"]) == 21
+    assert len(set(stimuli.outputs["outputs"])) > 10
     run = simulate_stream(component, stimuli.inputs, output_count=21, ready_probability=0.7)
     bits = component.accumulator_bits
     mask = (1 << bits) - 1
-    assert [(x & mask) | (y & mask) << bits for x, y in run.outputs] == stimuli.outputs
+    assert [(x & mask) | (y & mask) << bits for x, y in run.outputs] == stimuli.outputs["outputs"]
 
 
 def test_speed_and_datasheet():

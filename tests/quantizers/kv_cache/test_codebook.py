@@ -7,9 +7,9 @@ from quantizers.errors import UsageError
 from quantizers.formats import MinifloatFormat
 from quantizers.kv_cache.codebook import (
     Codebook,
-    Gains,
     ScaleFormat,
     magnitude_sums,
+    nested_codebook,
     normal_codebook,
 )
 from quantizers.kv_cache.rotation import largest_sum, random_signs, rotate, unrotate
@@ -156,21 +156,20 @@ def test_magnitudes_are_symmetric_about_minus_a_half():
     assert magnitude_sums(np.array([[3, 0], [-4, -1]], np.int16)).tolist() == [3, 3]
 
 
-def test_gains_bring_spreads_together_and_back():
-    spreads = np.array([100.0, 400.0, 1600.0, 400.0])
-    gains = Gains.equalizing(spreads)
-    rng = np.random.default_rng(1)
-    w = rng.normal(0, spreads * 50, (5000, 4)).astype(np.int64)
-    coded = gains.apply(w)
-    assert coded.std(axis=0) == pytest.approx([20000] * 4, rel=0.05)
-    products = [int(e) * g for e, g in zip(w[0], gains.multipliers, strict=True)]
-    assert np.array_equal(coded[0], [product // 2**gains.shift for product in products])
-    assert np.abs(gains.undo(coded) - w).max() <= 1 + 4
-    assert gains.undo([[1 << gains.inverse_shift] * 4]).tolist() == [list(gains.inverses)]
-    assert Gains(multipliers=(1,), inverses=(1,), shift=0, inverse_shift=1).undo([[1], [3]]).tolist() == [
-        [0],
-        [2],
-    ]
+@pytest.mark.parametrize(("bits", "finest"), [(1, 5), (2, 5), (3, 5), (4, 5), (3, 4), (5, 6), (4, 4)])
+def test_codes_of_fewer_bits_are_the_highest_bits_of_finer_ones(bits, finest):
+    coarse, fine = Codebook(bits=bits, size=64, finest=finest), Codebook(bits=finest, size=64)
+    rng = np.random.default_rng(bits)
+    w = rng.normal(0, 1500, (3000, 64)).astype(np.int64)
+    scales = ScaleFormat.covering(largest_sum(64), bits=16).decode(
+        ScaleFormat.covering(largest_sum(64), bits=16).encode(magnitude_sums(w))
+    )
+    codes = coarse.quantize(w, scales)
+    assert np.array_equal(codes, fine.quantize(w, scales) >> (finest - bits))
+    error = np.square(coarse.dequantize(codes, scales) - w).mean() / np.square(w).mean()
+    assert error == pytest.approx(nested_codebook(bits, finest).distortion, rel=0.03)
+    # No more than 5 % beyond a codebook of its own.
+    assert 1 <= nested_codebook(bits, finest).distortion / normal_codebook(bits).distortion < 1.05
 
 
 @pytest.mark.parametrize(
@@ -178,6 +177,8 @@ def test_gains_bring_spreads_together_and_back():
     [
         (lambda: normal_codebook(7), "bits must be an integer from 1 to 6, not 7"),
         (lambda: Codebook(bits=0, size=64), "bits must be an integer from 1 to 6, not 0"),
+        (lambda: Codebook(bits=4, size=64, finest=3), "finest must be an integer from 4 to 6, not 3"),
+        (lambda: nested_codebook(4, 3), "bits must be an integer from 1 to 3, not 4"),
         (lambda: Codebook(bits=4, size=0), "size must be an integer from 1 to 4096, not 0"),
         (
             lambda: Codebook(bits=4, size=64, fraction_bits=3),
@@ -203,15 +204,6 @@ def test_gains_bring_spreads_together_and_back():
             lambda: Codebook(bits=2, size=1).dequantize(np.zeros((1, 1), int), np.array([1 << 32])),
             f"a scale of {1 << 32} gives coefficients beyond 32 bits",
         ),
-        (
-            lambda: Gains(multipliers=(1, 2), inverses=(1,), shift=0, inverse_shift=0),
-            "there are 2 multipliers and 1 inverses",
-        ),
-        (
-            lambda: Gains(multipliers=(0,), inverses=(1,), shift=0, inverse_shift=0),
-            "multipliers must be from 1 to 65535; one is 0",
-        ),
-        (lambda: Gains.equalizing([1.0, 0.0]), "spreads must be positive finite numbers, shape (n,)"),
     ],
 )
 def test_wrong_arguments_are_refused(call, message):

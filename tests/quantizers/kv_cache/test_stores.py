@@ -74,7 +74,7 @@ def test_queries_see_what_the_cache_of_their_time_holds(calibration: Calibration
     values = torch.randn(1, 2, 24, 8, generator=torch.Generator().manual_seed(2))
     store = CodecStore(plan)
     seen = store.see(1, keys, values)
-    rows = store._integers(1, keys, values)
+    rows = plan.to_rows(1, keys, values)
     caches = [Cache(stream.codec, plan.kept) for stream in plan.layers[1]]
     for position in range(24):
         for cache, stream in zip(caches, plan.layers[1], strict=True):

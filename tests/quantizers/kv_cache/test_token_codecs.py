@@ -9,7 +9,7 @@ import pytest
 
 from quantizers.errors import UsageError
 from quantizers.formats import BlockFormat, parse_format
-from quantizers.kv_cache.codebook import Gains, ScaleFormat, normal_codebook
+from quantizers.kv_cache.codebook import ScaleFormat, nested_codebook
 from quantizers.kv_cache.codec import code_bits
 from quantizers.kv_cache.fitting import (
     hadamard_basis,
@@ -23,7 +23,7 @@ from quantizers.kv_cache.formats_codec import InFormat
 from quantizers.kv_cache.grouped import PerChannel, PerToken
 from quantizers.kv_cache.outliers import SplitOutliers, Thresholds
 from quantizers.kv_cache.rotated import Rotated, Rotation, padded_size
-from quantizers.kv_cache.rotation import random_signs
+from quantizers.kv_cache.rotation import largest_sum, random_signs
 from quantizers.kv_cache.transform import Block, Transformed
 from tests.quantizers.kv_cache.small_calibration import random_calibration
 
@@ -124,6 +124,7 @@ def test_rotation_in_floats(elements: int) -> None:
     vector = Rotation(
         elements=elements,
         bits=bits,
+        finest=4,
         signs=tuple(signs.tolist()),
         scale=ScaleFormat.covering(1 << 18, bits=16),
     )
@@ -135,9 +136,10 @@ def test_rotation_in_floats(elements: int) -> None:
     spread = np.abs(z).mean(axis=1, keepdims=True) * np.sqrt(np.pi / 2)
     coded = np.zeros_like(z)
     for j, b in enumerate(bits):
-        half = np.array(normal_codebook(b).levels)
-        levels = np.concatenate([-half[::-1], half])
-        nearest = np.abs(z[:, j, None] / spread - levels).argmin(axis=1)
+        book = nested_codebook(b, 4)
+        levels = np.concatenate([-np.array(book.levels)[::-1], book.levels])
+        limits = np.concatenate([-np.array(book.thresholds)[::-1], [0], book.thresholds])
+        nearest = (z[:, j, None] / spread >= limits).sum(axis=1)
         coded[:, j] = levels[nearest] * spread[:, 0]
     expected = (coded @ matrix / np.sqrt(size) * signs)[:, :elements].reshape(50, 2 * elements)
     read = codec.decode(codec.encode(x))[:, 0]
@@ -148,12 +150,31 @@ def test_rotation_in_floats(elements: int) -> None:
 def test_tables_of_a_rotation_must_fit() -> None:
     scale = ScaleFormat.covering(1 << 18)
     with pytest.raises(UsageError) as caught:
-        Rotation(elements=6, bits=(3,) * 6, signs=(1,) * 8, scale=scale)
+        Rotation(elements=6, bits=(3,) * 6, finest=3, signs=(1,) * 8, scale=scale)
     assert str(caught.value) == "a vector of 6 elements takes 8 bits, not 6"
-    gains = Gains(multipliers=(1,) * 4, inverses=(1,) * 4, shift=0, inverse_shift=0)
     with pytest.raises(UsageError) as caught:
-        Rotation(elements=8, bits=(3,) * 8, signs=(1,) * 8, scale=scale, gains=gains)
-    assert str(caught.value) == "a vector of 8 elements takes 8 gains, not 4"
+        Rotation(elements=6, bits=(3,) * 8, finest=3, signs=(1,) * 8, scale=scale, means=(1, 2))
+    assert str(caught.value) == "a vector of 6 elements takes 6 means, not 2"
+    with pytest.raises(UsageError) as caught:
+        Rotation(elements=8, bits=(3,) * 8, finest=2, signs=(1,) * 8, scale=scale)
+    assert str(caught.value) == "bits must be from 0 to 2; one is 3"
+
+
+def test_rotated_vectors_take_means_away_in_one_bit_more() -> None:
+    """Differences beyond 16 bits are not cut off: the hardware adds them in 17."""
+    scale = ScaleFormat.covering(largest_sum(8), bits=16)
+    vector = Rotation(elements=8, bits=(6,) * 8, finest=6, signs=(1, -1) * 4, scale=scale)
+    means = np.array([-32768, 32767] * 4)
+    codec = Rotated([vector]).centred(means)
+    assert codec.vectors[0].means == tuple(means.tolist())
+    x = np.random.default_rng(1).integers(-32768, 32768, (200, 1, 8))
+    x[0] = means
+    read = codec.decode(codec.encode(x))
+    assert np.array_equal(read[0], x[0])
+    assert np.abs(read - x).mean() < 2000 < np.abs(x - means).mean() / 10
+    with pytest.raises(UsageError) as caught:
+        Rotated([vector]).centred([1, 2])
+    assert str(caught.value) == "there must be 8 means, a channel one, not (2,)"
 
 
 def small_block() -> Block:
