@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from costmodel import ContentCache, synthesize
-from dse.cache_engines import engine_of
+from dse.cache_engines import CacheEngine, engine_of
 from dse.merge_engines import merge_parts
 from dse.metrics import Figure, Provenance
 from hw._component import Component
 from quantizers.errors import UsageError
-from quantizers.kv_cache.codec import Codec, Exact
+from quantizers.kv_cache.codec import Exact
 from quantizers.kv_cache.merge_plan import MergePlan
 from quantizers.kv_cache.stores import Plan
 
@@ -23,7 +24,7 @@ class EngineCost:
     """Resources by metric, of all parts together; none where there is no engine.
 
     Attributes:
-        metrics: sums; the logic delay is the longest.
+        metrics: sums, also of the elements a cycle of keys and of values; the logic delay is the longest.
         details: sites of each part, and with what it was synthesised, or why there is no engine.
     """
 
@@ -40,7 +41,8 @@ def cost_of_plan(plan: Plan, *, part: str) -> EngineCost:
         SynthesisError: the synthesiser failed.
     """
     try:
-        components = _components(plan)
+        engines = _engines(plan)
+        components = _components(plan, engines)
     except UsageError as error:  # none, or sizes that it cannot do
         return EngineCost(details={"engine": str(error)})
     cache = ContentCache(namespace="synthesis")
@@ -57,27 +59,35 @@ def cost_of_plan(plan: Plan, *, part: str) -> EngineCost:
     if all("logic_delay_ns" in document for document in found.values()):
         delay = max(document["logic_delay_ns"]["value"] for document in found.values())
         metrics["logic_delay_ns"] = Figure(delay, Provenance.MEASURED)
+    if engines and not isinstance(plan, MergePlan):
+        rate = sum(engine.elements_per_cycle for engine in engines)
+        metrics["elements_per_cycle"] = Figure(rate, Provenance.ANALYTIC)
+        metrics["luts_per_element_cycle"] = Figure(metrics["luts"].value / rate, Provenance.MEASURED)
     sites = ", ".join(f"{name} {document['luts']['value']:.0f}" for name, document in found.items())
     tools = ", ".join(f"{name} {text}" for name, text in next(iter(parts.values())).tools.items())
     return EngineCost(metrics, {"engine": f"sites: {sites}", "synthesis": tools})
 
 
-def _components(plan: Plan) -> dict[str, Component]:
-    """By name.
+def _engines(plan: Plan) -> list[CacheEngine]:
+    """One for each stream of channels; none where layers that are not merged stay exact.
 
     Raises:
         UsageError: there is no hardware for a codec, or none of its sizes.
     """
-    if not isinstance(plan, MergePlan):
-        return _writers_and_readers(plan.codecs)
-    is_coded = not all(isinstance(codec, Exact) for codecs in plan.codecs for codec in codecs)
-    return {**(_writers_and_readers(plan.codecs) if is_coded else {}), **merge_parts(plan)}
+    if isinstance(plan, MergePlan) and all(isinstance(c, Exact) for codecs in plan.codecs for c in codecs):
+        return []
+    return [engine_of(first, others) for first, *others in zip(*plan.codecs, strict=True)]
 
 
-def _writers_and_readers(codecs: list[list[Codec]]) -> dict[str, Component]:
-    engines = [engine_of(first, others) for first, *others in zip(*codecs, strict=True)]
-    return {
+def _components(plan: Plan, engines: Sequence[CacheEngine]) -> dict[str, Component]:
+    """By name.
+
+    Raises:
+        UsageError: there is no hardware of such sizes.
+    """
+    parts = {
         f"{kind}{number}": make()
         for number, engine in enumerate(engines)
         for kind, make in (("writer", engine.writer), ("reader", engine.reader))
     }
+    return {**parts, **merge_parts(plan)} if isinstance(plan, MergePlan) else parts

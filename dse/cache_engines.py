@@ -48,20 +48,27 @@ class CacheEngine:
         writer, reader: make them.
         joined: makes both, without a memory between them, and what its load streams, by their names, are
             offered first.
+        elements_per_cycle: of the slower of both, over whole tokens or groups.
         lanes: elements of a word.
     """
 
     writer: Callable[[], Component]
     reader: Callable[[], Component]
     joined: Callable[[], tuple[Component, dict[str, list[int]]]]
+    elements_per_cycle: float
     lanes: int = LANES
 
 
 def _connected(
-    writer: Callable[[], Component], reader: Callable[[], Component], between: dict[str, str]
+    writer: Callable[[], Component],
+    reader: Callable[[], Component],
+    between: dict[str, str],
+    elements_per_cycle: float,
 ) -> CacheEngine:
     """Of parts without load streams, see :class:`hw.kv_cache.round_trip.RoundTrip`."""
-    return CacheEngine(writer, reader, lambda: (RoundTrip(writer(), reader(), between), {}))
+    return CacheEngine(
+        writer, reader, lambda: (RoundTrip(writer(), reader(), between), {}), elements_per_cycle
+    )
 
 
 def engine_of(codec: Codec, others: Sequence[Codec] = ()) -> CacheEngine:
@@ -102,8 +109,10 @@ def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
         "per_channel": per_channel,
     }
     between = {"words": "words", "ranges": "ranges"}
-    UniformWriter(**arguments)
-    return _connected(lambda: UniformWriter(**arguments), lambda: UniformReader(**arguments), between)
+    interval = max(UniformWriter(**arguments).interval, UniformReader(**arguments).interval)
+    return _connected(
+        lambda: UniformWriter(**arguments), lambda: UniformReader(**arguments), between, group / interval
+    )
 
 
 def _rotated(codec: Rotated) -> CacheEngine:
@@ -120,7 +129,9 @@ def _rotated(codec: Rotated) -> CacheEngine:
         "scale": first.scale,
     }
     between = {"outputs": "inputs"}
-    return _connected(lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between)
+    return _connected(
+        lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between, LANES
+    )
 
 
 def _allocated(codec: Rotated) -> CacheEngine:
@@ -135,6 +146,7 @@ def _allocated(codec: Rotated) -> CacheEngine:
         lambda: KvAllocatedWriter(geometry=geometry),
         lambda: KvAllocatedReader(geometry=geometry),
         joined,
+        geometry.lanes,
         geometry.lanes,
     )
 
@@ -158,7 +170,8 @@ def _transformed(
         both = TransformRoundTrip(writer(), reader())
         return both, both.loads(codec.blocks, means)
 
-    return CacheEngine(writer, reader, joined)
+    interval = max(writer().interval, reader().interval(codec.blocks))
+    return CacheEngine(writer, reader, joined, geometry.token_elements / interval)
 
 
 @dataclass(frozen=True, eq=False)
