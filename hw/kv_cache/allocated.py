@@ -228,7 +228,7 @@ class KvAllocatedWriter(Component):
         connect(m, packer.outputs, flipped(self.words))
         item, taken, is_last = pipeline.outputs, Signal(), Signal()
         position = Signal(range(geometry.words))
-        ends = step(m, position, geometry.words, taken)
+        m.d.sync += gate.finished.eq(step(m, position, geometry.words, taken))
         m.d.comb += [
             packer.inputs.valid.eq(item.valid),
             item.ready.eq(packer.inputs.ready),
@@ -238,7 +238,6 @@ class KvAllocatedWriter(Component):
             is_last.eq(position == geometry.words - 1),
             taken.eq(item.valid & item.ready),
             gate.may_start.eq(router.may_start),
-            gate.finished.eq(ends),
             router.is_idle.eq(gate.is_idle),
         ]
         return m
@@ -345,13 +344,14 @@ class KvAllocatedReader(Component):
         with m.Elif(router.write[0] & (router.address == 0)):
             m.d.sync += width.eq(router.word)
         given = self.outputs.valid & self.outputs.ready
-        ends = step(m, Signal(range(geometry.words), name="given"), geometry.words, given)
+        m.d.sync += gate.finished.eq(
+            step(m, Signal(range(geometry.words), name="given"), geometry.words, given)
+        )
         m.d.comb += [
             total.addr.eq(following),
             unpacker.width.eq(width),
             unpacker.is_last.eq(following == 0),
             gate.may_start.eq(router.may_start),
-            gate.finished.eq(ends),
             router.is_idle.eq(gate.is_idle),
         ]
         return m

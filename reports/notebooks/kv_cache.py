@@ -36,7 +36,8 @@ print(f"measured on {table['text'].iloc[0]}, calibrated on {table['calibration']
 # ## Every codec
 # Perplexity against the exact cache on the same predictions, with the paired 95 % interval. Bits: of a long
 # sequence, and as the queries of a window read them, with open groups and first tokens that are still exact.
-# Engine: LUT6 sites of writers and readers of keys and values, where there is hardware.
+# Engine: LUT6 sites of writers and readers of keys and values, where there is hardware, and how many for an
+# element a cycle. Where layers are merged, half of a window is a prefill; only predictions after it count.
 
 # %%
 columns = [
@@ -52,7 +53,7 @@ shown = table.copy()
 shown["increase %"] = 100 * table["perplexity_increase"]
 ends = (100 * table[f"perplexity_increase_{end}"] for end in ("low", "high"))
 shown["95 %"] = [f"{low:.1f} to {high:.1f}" for low, high in zip(*ends, strict=True)]
-columns += [name for name in ("luts", "ffs", "brams") if name in shown]
+columns += [name for name in ("luts", "luts_per_element_cycle", "dsps", "brams") if name in shown]
 shown[columns].sort_values(["bits_per_element_seen", "perplexity"]).round(2)
 
 # %% [markdown]
@@ -74,6 +75,4 @@ for front in run.fronts():
     if front.family == "all":
         figure, axes = plt.subplots(figsize=(9, 5.5), layout="constrained")
         draw_front(axes, table[table["workload"] == front.workload], front)
-        if front.y == "perplexity":
-            axes.set_yscale("log")
         plt.show()
