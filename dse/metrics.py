@@ -89,7 +89,7 @@ METRICS = {
         ),
         Metric("float_accuracy", "float accuracy (%)", True, "The float network, same images.", True),
         Metric("perplexity", "perplexity", False, "Of the text, keys and values from the cache."),
-        Metric("float_perplexity", "perplexity, exact cache", False, "The same predictions, nothing compressed."),
+        Metric("float_perplexity", "perplexity, exact cache", False, "Same predictions, nothing compressed."),
         Metric(
             "perplexity_increase",
             "perplexity above that of the exact cache (%)",
