@@ -10,6 +10,7 @@ from hw.blocks.dot import DOT
 from hw.blocks.dsp_mac import DSP_MAC
 from hw.blocks.float_mac import FLOAT_MAC
 from hw.blocks.grouped_lookup import GROUPED_LUT_KERNEL
+from hw.blocks.kv_allocated import KV_ALLOCATED_READER, KV_ALLOCATED_WRITER
 from hw.blocks.kv_merge import KV_DISTINCT_TOKENS, KV_MERGE_ENGINE, KV_MERGE_RESTORE
 from hw.blocks.kv_rotated import HADAMARD, KV_ROTATED_READER, KV_ROTATED_WRITER
 from hw.blocks.kv_transform import KV_TRANSFORM_READER, KV_TRANSFORM_WRITER
@@ -37,7 +38,7 @@ BLOCKS: dict[str, Block] = {
         *(MAC, BINNED_MAC, FLOAT_MAC, DSP_MAC, DOT, MX_DOT, MVU),
         *(LUT_KERNEL, GROUPED_LUT_KERNEL, BLOCK_ALIGNER),
         *(KV_UNIFORM_WRITER, KV_UNIFORM_READER, KV_ROTATED_WRITER, KV_ROTATED_READER, HADAMARD),
-        *(KV_TRANSFORM_WRITER, KV_TRANSFORM_READER),
+        *(KV_ALLOCATED_WRITER, KV_ALLOCATED_READER, KV_TRANSFORM_WRITER, KV_TRANSFORM_READER),
         *(KV_MERGE_ENGINE, KV_MERGE_RESTORE, KV_DISTINCT_TOKENS, BLOCK_SELECTOR),
     )
 }
