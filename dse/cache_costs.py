@@ -8,7 +8,7 @@ from typing import Any
 
 from costmodel import ContentCache, synthesize
 from dse.cache_engines import CacheEngine, engine_of
-from dse.merge_engines import merge_parts
+from dse.merge_engines import MergeMemories, merge_parts
 from dse.metrics import Figure, Provenance
 from hw._component import Component
 from quantizers.errors import UsageError
@@ -32,17 +32,18 @@ class EngineCost:
     details: dict[str, Any] = field(default_factory=dict)
 
 
-def cost_of_plan(plan: Plan, *, part: str) -> EngineCost:
+def cost_of_plan(plan: Plan, *, part: str, memories: MergeMemories | None = None) -> EngineCost:
     """Of a writer and a reader for each stream of channels: loaded tables have room for those of every
     layer, tables in logic are those of the first. Where layers are merged, of what merges and restores them
-    as well; directions go through the writers and readers of the other layers, where these are coded.
+    as well, with memories as large as *memories* says; directions go through the writers and readers of the
+    other layers, where these are coded.
 
     Raises:
         SynthesisError: the synthesiser failed.
     """
     try:
         engines = _engines(plan)
-        components = _components(plan, engines)
+        components = _components(plan, engines, memories)
     except UsageError as error:  # none, or sizes that it cannot do
         return EngineCost(details={"engine": str(error)})
     cache = ContentCache(namespace="synthesis")
@@ -79,7 +80,9 @@ def _engines(plan: Plan) -> list[CacheEngine]:
     return [engine_of(first, others) for first, *others in zip(*plan.codecs, strict=True)]
 
 
-def _components(plan: Plan, engines: Sequence[CacheEngine]) -> dict[str, Component]:
+def _components(
+    plan: Plan, engines: Sequence[CacheEngine], memories: MergeMemories | None
+) -> dict[str, Component]:
     """By name.
 
     Raises:
@@ -90,4 +93,4 @@ def _components(plan: Plan, engines: Sequence[CacheEngine]) -> dict[str, Compone
         for number, engine in enumerate(engines)
         for kind, make in (("writer", engine.writer), ("reader", engine.reader))
     }
-    return {**parts, **merge_parts(plan)} if isinstance(plan, MergePlan) else parts
+    return {**parts, **merge_parts(plan, memories)} if isinstance(plan, MergePlan) else parts

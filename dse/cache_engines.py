@@ -11,16 +11,15 @@ import numpy.typing as npt
 
 from hw._component import Component
 from hw.kv_cache.allocated import (
-    AllocatedRoundTrip,
     KvAllocatedReader,
     KvAllocatedWriter,
     RotatedGeometry,
 )
+from hw.kv_cache.codebook import most_lanes
 from hw.kv_cache.rotated import KvRotatedReader, KvRotatedWriter
-from hw.kv_cache.round_trip import RoundTrip
+from hw.kv_cache.round_trip import LoadedRoundTrip, RoundTrip
 from hw.kv_cache.transform_geometry import TransformGeometry
 from hw.kv_cache.transform_reader import TransformReader
-from hw.kv_cache.transform_round_trip import TransformRoundTrip
 from hw.kv_cache.transform_writer import TransformWriter
 from hw.kv_cache.uniform_cache import UniformReader, UniformWriter
 from hw.verilator import VerilatedStream
@@ -31,7 +30,7 @@ from quantizers.kv_cache.rotated import Rotated
 from quantizers.kv_cache.transform import Transformed
 
 LANES = 8
-"""Elements of a cycle, on the way in and on the way out."""
+"""Elements of a cycle at most, on the way in and on the way out."""
 
 _MOST_CYCLES_PER_WORD = 1000
 
@@ -64,10 +63,11 @@ def _connected(
     reader: Callable[[], Component],
     between: dict[str, str],
     elements_per_cycle: float,
+    lanes: int = LANES,
 ) -> CacheEngine:
     """Of parts without load streams, see :class:`hw.kv_cache.round_trip.RoundTrip`."""
     return CacheEngine(
-        writer, reader, lambda: (RoundTrip(writer(), reader(), between), {}), elements_per_cycle
+        writer, reader, lambda: (RoundTrip(writer(), reader(), between), {}), elements_per_cycle, lanes
     )
 
 
@@ -84,12 +84,13 @@ def engine_of(codec: Codec, others: Sequence[Codec] = ()) -> CacheEngine:
     if isinstance(codec, PerChannel | PerToken):
         return _uniform(codec)
     if isinstance(codec, Rotated):
-        return _rotated(codec)
+        return _rotated(codec, [other for other in others if isinstance(other, Rotated)])
     inner, means = (codec.inner, codec.means) if isinstance(codec, Centred) else (codec, None)
     if isinstance(inner, Transformed):
         alike = [other.inner if isinstance(other, Centred) else other for other in others]
         return _transformed(inner, means, [some for some in alike if isinstance(some, Transformed)])
-    raise _no_engine(f"{type(codec).__name__} has no hardware here")
+    with_means = "" if inner is codec else " with means"
+    raise _no_engine(f"{type(inner).__name__}{with_means} has no hardware here")
 
 
 def _no_engine(reason: str) -> NoEngineError:
@@ -115,39 +116,41 @@ def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
     )
 
 
-def _rotated(codec: Rotated) -> CacheEngine:
+def _rotated(codec: Rotated, others: Sequence[Rotated]) -> CacheEngine:
     first = codec.vectors[0]
     if len(first.signs) != first.elements:
         raise _no_engine(f"vectors of {first.elements} elements, no power of two, have no hardware here")
-    if any(vector.bits != (first.finest,) * first.elements for vector in codec.vectors):
-        return _allocated(codec)
+    lanes = min(LANES, most_lanes(first.elements, first.finest))
+    if any(v.bits != (v.finest,) * v.elements for some in (codec, *others) for v in some.vectors):
+        return _allocated(codec, others, lanes)
     arguments: dict[str, Any] = {
         "means": np.array([vector.offsets for vector in codec.vectors]),
         "signs": np.array([vector.signs for vector in codec.vectors]),
-        "lanes": LANES,
+        "lanes": lanes,
         "bits": first.finest,
         "scale": first.scale,
     }
     between = {"outputs": "inputs"}
     return _connected(
-        lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between, LANES
+        lambda: KvRotatedWriter(**arguments), lambda: KvRotatedReader(**arguments), between, lanes, lanes
     )
 
 
-def _allocated(codec: Rotated) -> CacheEngine:
-    """As many lanes as the products of a vector's scale allow."""
-    geometry = RotatedGeometry.covering(codec.vectors, most_lanes=LANES)
+def _allocated(codec: Rotated, others: Sequence[Rotated], lanes: int) -> CacheEngine:
+    geometry = RotatedGeometry.covering(codec.vectors, lanes=lanes)
+    for other in others:
+        geometry.check(other.vectors)
 
     def joined() -> tuple[Component, dict[str, list[int]]]:
-        both = AllocatedRoundTrip(geometry=geometry)
+        both = LoadedRoundTrip(KvAllocatedWriter(geometry=geometry), KvAllocatedReader(geometry=geometry))
         return both, both.loads(codec.vectors)
 
     return CacheEngine(
         lambda: KvAllocatedWriter(geometry=geometry),
         lambda: KvAllocatedReader(geometry=geometry),
         joined,
-        geometry.lanes,
-        geometry.lanes,
+        lanes,
+        lanes,
     )
 
 
@@ -167,7 +170,7 @@ def _transformed(
         return TransformReader(**arguments, pe=LANES, simd=few)
 
     def joined() -> tuple[Component, dict[str, list[int]]]:
-        both = TransformRoundTrip(writer(), reader())
+        both = LoadedRoundTrip(writer(), reader())
         return both, both.loads(codec.blocks, means)
 
     interval = max(writer().interval, reader().interval(codec.blocks))

@@ -17,6 +17,7 @@ import torch
 from dse.cache_costs import cost_of_plan
 from dse.design import CachePoint
 from dse.evaluation import Evaluation
+from dse.merge_engines import MergeMemories
 from dse.metrics import Figure, Provenance
 from dse.statistics import Z_95
 from dse.workloads.hashing import text_sha256
@@ -32,6 +33,7 @@ from dse.workloads.language import (
     windows_of,
 )
 from quantizers.kv_cache.calibration import Calibration, calibrate
+from quantizers.kv_cache.merge_store import MergedStore
 from quantizers.kv_cache.registry import parse_cache_scheme
 from quantizers.kv_cache.stores import Plan, StoredBits
 from quantizers.kv_store import Pass
@@ -122,12 +124,14 @@ class Measured:
         comparison: of the predictions that count.
         bits: of an element.
         passes: how each window was run.
+        memories: what those of a merge engine had to hold; ``None`` where nothing is merged.
     """
 
     plan: Plan
     comparison: Comparison
     bits: StoredBits
     passes: tuple[Pass, ...]
+    memories: MergeMemories | None = None
 
 
 def check_cache_text(source: CacheText) -> None:
@@ -144,7 +148,7 @@ def evaluate_cache(task: CacheTask) -> Evaluation:
     """Perplexity and agreement with the exact cache, bits, and the cost of the engine where there is one."""
     point = task.point
     found = measure(task.source, point.codec, whole_window=point.evaluation == "window")
-    cost = cost_of_plan(found.plan, part=point.part)
+    cost = cost_of_plan(found.plan, part=point.part, memories=found.memories)
     metrics = {**_metrics(found), **cost.metrics}
     details = {
         "text": found.comparison.changed.text,
@@ -167,7 +171,8 @@ def measure(source: CacheText, codec: str, *, whole_window: bool = False) -> Mea
     store = plan.store(whole_window=whole_window)
     passes = store.passes(source.length)
     comparison = compare(model_of(source), measured_windows(source), store=store, passes=passes)
-    return Measured(plan, comparison, store.bits(source.length), passes)
+    memories = MergeMemories.of(store, source.length) if isinstance(store, MergedStore) else None
+    return Measured(plan, comparison, store.bits(source.length), passes, memories)
 
 
 @lru_cache(maxsize=2)

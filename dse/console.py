@@ -356,7 +356,7 @@ def show_blocks(blocks: Sequence[Mapping[str, Any]]) -> None:
         title = Text(f"{block['name']}{formats}: {block['meaning']}")
         table = Table("parameter", "default", "what it sets", title=title, title_justify="left")
         for parameter in block["parameters"]:
-            default = "" if parameter["default"] is None else str(parameter["default"])
+            default = "" if parameter["default"] is None else setting_text(parameter["default"])
             _add(table, parameter["name"], default, parameter["meaning"])
         _out.print(table)
 

@@ -271,11 +271,6 @@ def _setting(text: str) -> tuple[str, Any]:
         return key.strip(), value
 
 
-def check_part(name: str) -> None:
-    """Raise for an unknown part."""
-    find_part(name)
-
-
 def reject_with_verilog(**options: object) -> None:
     """Raise for options that have no meaning for foreign RTL."""
     given = [f"--{name}" for name, value in options.items() if value]

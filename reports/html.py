@@ -142,7 +142,7 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
                          annotation_text=f"float {level:.2f} %", annotation_position="top right")  # fmt: skip
     figure.update_layout(
         template="plotly_white", height=520, hovermode="closest", margin={"t": 30, "r": 20, "b": 60, "l": 70},
-        xaxis={"title": x.label, "type": axes["x"]}, yaxis={"title": y.label, "type": axes["y"]},
+        xaxis={"title": x.label, **_SCALES[axes["x"]]}, yaxis={"title": y.label, **_SCALES[axes["y"]]},
         font={"size": 14}, legend={"orientation": "h", "yanchor": "top", "y": -0.16, "x": 0},
     )  # fmt: skip
     return {"title": f"{whole.workload}: {y.label} against {x.label}", "json": _embed(figure)}

@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from hw._checks import check_positive
 from hw._component import Component
 from hw.arith._shapes import register
-from hw.kv_cache.codebook import QuantizerStage
+from hw.kv_cache.codebook import QuantizerStage, most_lanes
 from hw.kv_cache.graded import CuttingStage, GradedDequantizerStage, SplittingStage, width_field
 from hw.kv_cache.hadamard import HadamardStage, check_hadamard_size, exchanged_order
 from hw.kv_cache.lane_table import LaneTable, table_rows
@@ -70,7 +70,7 @@ class RotatedGeometry:
         check_positive("heads", self.heads)
         check_hadamard_size(self.size)
         check_range("finest", self.finest, 2, 6)
-        most = self.size >> (self.finest - 1)
+        most = most_lanes(self.size, self.finest)
         if word_count(self.size, self.lanes) < 1 << (self.finest - 1):
             msg = (
                 f"codes of {self.finest} bits take {1 << (self.finest - 1)} products a vector and so as many "
@@ -79,8 +79,8 @@ class RotatedGeometry:
             raise UsageError(msg, given=self.lanes, expected=[f"at most {most} lanes", "fewer bits"])
 
     @classmethod
-    def covering(cls, vectors: Sequence[Rotation], *, most_lanes: int) -> RotatedGeometry:
-        """That of the vectors of a token, with as many lanes as there may be.
+    def covering(cls, vectors: Sequence[Rotation], *, lanes: int) -> RotatedGeometry:
+        """That of the vectors of a token.
 
         Raises:
             UsageError: vectors of several kinds, or of a size that the hardware cannot rotate.
@@ -90,7 +90,6 @@ class RotatedGeometry:
         if len(kinds) != 1 or first.elements != len(first.bits):
             msg = "all vectors must have one size, a power of two, one finest width and one format of scales"
             raise UsageError(msg, given=f"{len(kinds)} kinds of {first.elements} elements")
-        lanes = min(most_lanes, max(1, first.elements >> (first.finest - 1)))
         return cls(
             heads=len(vectors), size=first.elements, lanes=lanes, finest=first.finest, scale=first.scale
         )
@@ -112,13 +111,19 @@ class RotatedGeometry:
 
     def check(self, vectors: Sequence[Rotation]) -> None:
         """Raises :class:`UsageError` unless the tables fit."""
-        kinds = {(v.elements, v.finest, v.scale) for v in vectors}
-        if len(vectors) != self.heads or kinds != {(self.size, self.finest, self.scale)}:
-            msg = (
-                f"the hardware is made for {self.heads} vectors of {self.size} elements, codes of at most "
-                f"{self.finest} bits and scales of {self.scale.bits}; the tables are for others"
-            )
-            raise UsageError(msg, given=f"{len(vectors)} vectors", expected=[f"{self.heads} vectors"])
+        wanted = self._kind(self.heads, self.size, self.finest, self.scale)
+        kinds = {self._kind(len(vectors), v.elements, v.finest, v.scale) for v in vectors}
+        if kinds != {wanted}:
+            given = "; and ".join(sorted(kinds))
+            msg = f"the hardware is made for {wanted}; the tables are for {given}"
+            raise UsageError(msg, given=given, expected=[wanted])
+
+    @staticmethod
+    def _kind(heads: int, size: int, finest: int, scale: ScaleFormat) -> str:
+        return (
+            f"{heads} vectors of {size} elements, codes of at most {finest} bits and scales of "
+            f"{scale.bits} bits in units of 2**{scale.unit}"
+        )
 
     def width_rows(self, vectors: Sequence[Rotation]) -> list[int]:
         """Widths of all codes in the order in which they come."""
@@ -372,45 +377,3 @@ def _router(m: Module, tables: Sequence[LaneTable | memory.Memory], width: int) 
             enable, address, word = port.en, port.addr, port.data
         m.d.comb += [enable.eq(late_write[number]), address.eq(late_address), word.eq(late_word)]
     return router
-
-
-class AllocatedRoundTrip(Component):
-    """The words of a writer go straight to a reader.
-
-    Ports: ``writer_load``, ``reader_load``, ``inputs``, ``outputs``: of both.
-    """
-
-    def __init__(self, *, geometry: RotatedGeometry) -> None:
-        self._writer, self._reader = (
-            KvAllocatedWriter(geometry=geometry),
-            KvAllocatedReader(geometry=geometry),
-        )
-        super().__init__(
-            {
-                "writer_load": self._writer.signature.members["load"],
-                "reader_load": self._reader.signature.members["load"],
-                "inputs": self._writer.signature.members["inputs"],
-                "outputs": self._reader.signature.members["outputs"],
-            }
-        )
-
-    def loads(self, vectors: Sequence[Rotation]) -> dict[str, list[int]]:
-        """What the load streams are offered first, by their names.
-
-        Raises:
-            UsageError: tables that do not fit the geometry.
-        """
-        return {
-            "writer_load": self._writer.load_words(vectors),
-            "reader_load": self._reader.load_words(vectors),
-        }
-
-    def elaborate(self, platform: Any) -> Module:
-        m = Module()
-        m.submodules.writer, m.submodules.reader = self._writer, self._reader
-        connect(m, flipped(self.writer_load), self._writer.load)
-        connect(m, flipped(self.reader_load), self._reader.load)
-        connect(m, flipped(self.inputs), self._writer.inputs)
-        connect(m, self._writer.words, self._reader.words)
-        connect(m, self._reader.outputs, flipped(self.outputs))
-        return m

@@ -23,6 +23,11 @@ from quantizers.kv_cache.codebook import Codebook, ScaleFormat
 from quantizers.kv_cache.rotation import halvings, largest_sum
 
 
+def most_lanes(size: int, bits: int) -> int:
+    """Of vectors of *size* coefficients, so that each has a word for each level of codes of *bits* bits."""
+    return max(1, size >> (bits - 1))
+
+
 class RotatedQuantizer(Lockstep):
     """Coefficients to codes and the code of the vector's scale.
 

@@ -15,6 +15,7 @@ from quantizers.kv_cache.calibration import Calibration
 from quantizers.kv_cache.codebook import MAX_BITS, ScaleFormat, normal_codebook
 from quantizers.kv_cache.fixed_point import HIGHEST, LOWEST
 from quantizers.kv_cache.integers import check_range
+from quantizers.kv_cache.limits import check_rotations, check_transforms
 from quantizers.kv_cache.rotated import Rotation, padded_size
 from quantizers.kv_cache.rotation import hadamard, halvings, largest_sum, random_signs
 from quantizers.kv_cache.transform import LEVEL_BITS, MAX_ENTRY_BITS, Block
@@ -23,6 +24,12 @@ FloatArray = npt.NDArray[np.float64]
 
 # A direction that never varies, or never matters, would make a matrix singular.
 _RELATIVE_FLOOR = 1e-6
+
+# Of a number of words, as floats have it.
+_ROUNDING = 1e-9
+
+# To which the limits of bits an element are said, inwards.
+_DECIMALS = 10_000
 
 TEMPERING = 1.0
 """Exponent of the importances."""
@@ -133,16 +140,17 @@ def transforms(
     Args:
         calibration: statistics.
         spans: channels of each block.
-        bits: an element, over all layers; there is no metadata.
+        bits: an element, over all layers, at most 8; there is no metadata.
         entry_bits: of the matrices, 4 to 12.
         tempering: see :func:`tempered`, 0 to 1.
-        floor: see :func:`principal_basis`.
+        floor: see :func:`principal_basis`, at least 0.
         records: of a token in one layer: codes of as many *spans* lie one after the other.
         word_bits: a record is a whole number of words of so many bits.
 
     Raises:
-        UsageError: more bits than the codes can take, or none at all.
+        UsageError: a number out of range, or more bits than the codes can take.
     """
+    check_transforms(bits=bits, entry_bits=entry_bits, tempering=tempering, floor=floor)
     bases = [
         [
             principal_basis(
@@ -184,17 +192,27 @@ def rotations(
     Args:
         calibration: statistics.
         spans: channels of each vector.
-        bits: an element, scales included. Without *allocated*: of each code, an integer.
+        bits: an element, scales included. Without *allocated*: of each code, an integer, 1 to 6.
         scale_bits: of a vector's scale, 5 to 16.
-        seed: of the signs.
+        seed: of the signs, below 2**32.
         allocated: bits of each coefficient from the statistics; False: all alike, data-oblivious.
-        lowest, highest: bits that every coefficient has, and that none has more of.
+        lowest, highest: bits that every coefficient has, and that none has more of; at most 6.
         tempering: see :func:`tempered`, 0 to 1.
         records, word_bits: as of :func:`transforms`, where *allocated*.
 
     Raises:
-        UsageError: *bits* is no integer where it must be one, or more than the codes can take.
+        UsageError: a number out of range, *bits* that is no integer where it must be one, or more, or fewer,
+            than the codes can take.
     """
+    check_rotations(
+        bits=bits,
+        scale_bits=scale_bits,
+        seed=seed,
+        allocated=allocated,
+        lowest=lowest,
+        highest=highest,
+        tempering=tempering,
+    )
     signs = [random_signs(padded_size(span.stop - span.start), seed + n) for n, span in enumerate(spans)]
     bases = [
         [
@@ -214,11 +232,9 @@ def rotations(
         )
         shares = account.shares(bases, bits, highest=highest, lowest=lowest)
     else:
-        if bits != int(bits):
-            msg = f"codes that are all alike have a whole number of bits, not {bits}"
-            raise UsageError(msg, given=bits, expected=[str(int(bits)), str(int(bits) + 1)])
         shares = [[np.full(len(basis.variances), int(bits)) for basis in layer] for layer in bases]
-    finest = max(int(share.max()) for layer in shares for share in layer)
+    # Where no coefficient has any bits there is no codebook to read, but a vector names one.
+    finest = max(1, *(int(share.max()) for layer in shares for share in layer))
     return [
         [
             Rotation(
@@ -258,57 +274,91 @@ class _Account:
         Raises:
             UsageError: these are more, or fewer, than the codes can have.
         """
-        coefficients = sum(len(basis.variances) for basis in bases[0])
-        metadata = self.metadata * len(bases[0])
-        least, most = ((b * coefficients + metadata) / self.elements for b in (lowest, highest))
-        if not least <= bits <= most:
-            msg = (
-                f"codes of {lowest} to {highest} bits, with what is stored beside them, take {least:g} to "
-                f"{most:g} bits an element, not {bits:g}"
-            )
-            raise UsageError(msg, given=bits, expected=[f"{least:g} to {most:g}"])
-        errors = [[basis.errors for basis in layer] for layer in bases]
         per_record = len(bases[0]) // self.records
         records = [
-            layer[start : start + per_record]
-            for layer in errors
+            [basis.errors for basis in layer[start : start + per_record]]
+            for layer in bases
             for start in range(0, len(layer), per_record)
         ]
+        sizes = np.array([sum(map(len, record)) for record in records])
         metadata = self.metadata * per_record
-        words = int(bits * self.elements * len(bases) / self.word_bits)
-        limits = {"lowest": lowest, "highest": highest}
+        limits = _Limits(lowest, highest, self.word_bits)
+        fewest, most = limits.words(sizes, metadata)
+        words = limits.whole(bits, self.elements * len(bases), int(fewest.sum()), int(most.sum()))
         flat = allocate(
             np.concatenate([e for record in records for e in record]),
             words * self.word_bits - metadata * len(records),
-            **limits,
+            lowest=lowest,
+            highest=highest,
         )
-        sizes = np.array([sum(map(len, record)) for record in records])
         wanted = np.array([part.sum() for part in np.split(flat, np.cumsum(sizes)[:-1])])
         totals = self.word_bits * _whole_words(
-            (wanted + metadata) / self.word_bits,
-            words,
-            lowest=-(-(sizes * lowest + metadata) // self.word_bits),
-            highest=(sizes * highest + metadata) // self.word_bits,
+            (wanted + metadata) / self.word_bits, words, lowest=fewest, highest=most
         )
         vectors: list[npt.NDArray[np.int64]] = []
         for record, total in zip(records, totals.tolist(), strict=True):
-            share = allocate(np.concatenate(record), total - metadata, **limits)
+            share = allocate(np.concatenate(record), total - metadata, lowest=lowest, highest=highest)
             vectors += np.split(share, np.cumsum([len(e) for e in record])[:-1])
         parts = iter(vectors)
         return [[next(parts) for _ in layer] for layer in bases]
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """What codes of *lowest* to *highest* bits take in words of so many bits."""
+
+    lowest: int
+    highest: int
+    word_bits: int
+
+    def words(
+        self, sizes: npt.NDArray[np.int64], metadata: int
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The fewest and the most words that each record of so many codes can fill.
+
+        Raises:
+            UsageError: there is no whole number of them.
+        """
+        least, largest = sizes * self.lowest + metadata, sizes * self.highest + metadata
+        fewest, most = -(-least // self.word_bits), largest // self.word_bits
+        if (fewest > most).any():
+            place = int(np.argmax(fewest > most))
+            msg = (
+                f"{self}, take {least[place]} to {largest[place]} bits of a token, between which there is no "
+                f"whole number of words of {self.word_bits} bits"
+            )
+            raise UsageError(
+                msg, given=f"{self.lowest} to {self.highest}", expected=["a wider range of bits"]
+            )
+        return fewest, most
+
+    def whole(self, bits: float, elements: int, fewest: int, most: int) -> int:
+        """The words that *bits* bits an element are, of so many elements, rounded down.
+
+        Raises:
+            UsageError: fewer than *fewest* or more than *most*.
+        """
+        # What was written in decimals may be a hair below a whole number of words.
+        wanted = bits * elements / self.word_bits + _ROUNDING
+        if fewest <= wanted < most + 1:
+            return int(wanted)
+        scale = _DECIMALS * self.word_bits
+        least, largest = -(-fewest * scale // elements) / _DECIMALS, most * scale // elements / _DECIMALS
+        words = "" if self.word_bits == 1 else f" and in whole words of {self.word_bits} bits"
+        msg = f"{self}{words}, take {least:g} to {largest:g} bits an element, not {bits:g}"
+        raise UsageError(msg, given=bits, expected=[f"{least:g} to {largest:g}"])
+
+    def __str__(self) -> str:
+        return f"codes of {self.lowest} to {self.highest} bits, with what is stored beside them"
+
+
 def _whole_words(
     wanted: FloatArray, total: int, *, lowest: npt.NDArray[np.int64], highest: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.int64]:
-    """*total* words for records that want so many each, within limits: those that lack most round up.
+    """*total* words for records that want so many each: those that lack most round up.
 
-    Raises:
-        UsageError: the limits do not allow it.
+    The limits of each record allow it, and those of all together the total.
     """
-    if not lowest.sum() <= total <= highest.sum():
-        msg = f"the tokens of all layers take {lowest.sum()} to {highest.sum()} words, not {total}"
-        raise UsageError(msg, given=total, expected=[f"{lowest.sum()} to {highest.sum()}"])
     words = np.clip(np.floor(wanted).astype(np.int64), lowest, highest)
     while words.sum() != total:
         step = 1 if words.sum() < total else -1

@@ -12,10 +12,15 @@ from quantizers.kv_cache.codec import Codec, Exact
 from quantizers.kv_cache.fitting import FLOOR, TEMPERING, integer_means, rotations, transforms
 from quantizers.kv_cache.formats_codec import InFormat, Scale
 from quantizers.kv_cache.grouped import PerChannel, PerToken
+from quantizers.kv_cache.integers import check_range
+from quantizers.kv_cache.limits import check_rotations, check_transforms
 from quantizers.kv_cache.outliers import SplitOutliers, Thresholds
 from quantizers.kv_cache.rotated import Rotated
 from quantizers.kv_cache.scheme import LayerScheme
 from quantizers.kv_cache.transform import Transformed
+from quantizers.kv_cache.uniform import MAX_BITS, MIN_BITS
+
+_MAX_GROUP = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,12 @@ class Kivi(LayerScheme):
     group: int = 32
     value_group: int = 0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("bits", self.bits, MIN_BITS, MAX_BITS)
+        check_range("group", self.group, 1, _MAX_GROUP)
+        check_range("value_group", self.value_group, 0, _MAX_GROUP)
+
     @property
     def unit(self) -> int:
         return self.group
@@ -73,6 +84,11 @@ class TokenGroups(LayerScheme):
     bits: int = 4
     group: int = 64
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("bits", self.bits, MIN_BITS, MAX_BITS)
+        check_range("group", self.group, 1, _MAX_GROUP)
+
     def _codecs(self, calibration: Calibration) -> list[list[Codec]]:
         codec = PerToken(channels=calibration.channels, bits=self.bits, group=self.group)
         return [[codec, codec]] * calibration.layers
@@ -95,11 +111,16 @@ class Formats(LayerScheme):
     group: int = 32
     scale: Scale = "half"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._codec(self.group)  # which checks its values
+
     def _codecs(self, calibration: Calibration) -> list[list[Codec]]:
-        codec = InFormat(
-            channels=calibration.channels, format=self.format, group=self.group, scale=self.scale
-        )
+        codec = self._codec(calibration.channels)
         return [[codec, codec]] * calibration.layers
+
+    def _codec(self, channels: int) -> Codec:
+        return InFormat(channels=channels, format=self.format, group=self.group, scale=self.scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +142,12 @@ class Oaken(LayerScheme):
     outer: float = 0.04
     inner: float = 0.06
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range("bits", self.bits, MIN_BITS, MAX_BITS)
+        check_range("outlier_bits", self.outlier_bits, self.bits, MAX_BITS)
+        self._thresholds(np.zeros(1, np.int64))  # which checks the fractions
+
     def _codecs(self, calibration: Calibration) -> list[list[Codec]]:
         layers: list[list[Codec]] = []
         for layer, rows in enumerate(calibration.samples):
@@ -132,11 +159,14 @@ class Oaken(LayerScheme):
     def _split(self, rows: Any) -> Codec:
         return SplitOutliers(
             channels=rows.shape[1],
-            thresholds=Thresholds.of(rows, outer=self.outer, inner=self.inner),
+            thresholds=self._thresholds(rows),
             outliers=self.outer + self.inner,
             bits=self.bits,
             outlier_bits=self.outlier_bits,
         )
+
+    def _thresholds(self, rows: Any) -> Thresholds:
+        return Thresholds.of(rows, outer=self.outer, inner=self.inner)
 
 
 # Of the words of packed codes; a token begins with a new one.
@@ -148,13 +178,13 @@ class HadamardCodes(LayerScheme):
     """Each head rotated by a Hadamard matrix with random signs, its coefficients in a Lloyd-Max codebook.
 
     Args:
-        bits: an element, scales included where *allocated*; else of each code.
+        bits: an element, scales included where *allocated*; else of each code, 1 to 6.
         scale_bits: of a vector's scale, 5 to 16.
-        seed: of the signs.
+        seed: of the signs, below 2**32.
         allocated: each coefficient of each layer has its own bits, found offline; the codes of a token's
             keys, and of its values, then fill whole words of 32 bits.
-        lowest, highest: bits that every coefficient has, and that none has more of.
-        tempering: exponent of the importances, see `quantizers.kv_cache.fitting.tempered`.
+        lowest, highest: bits that every coefficient has, and that none has more of; at most 6.
+        tempering: exponent of the importances, 0 to 1, see `quantizers.kv_cache.fitting.tempered`.
     """
 
     name: ClassVar[str] = "rotated"
@@ -168,6 +198,18 @@ class HadamardCodes(LayerScheme):
     highest: int = 5
     tempering: float = TEMPERING
     means: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rotations(
+            bits=self.bits,
+            scale_bits=self.scale_bits,
+            seed=self.seed,
+            allocated=self.allocated,
+            lowest=self.lowest,
+            highest=self.highest,
+            tempering=self.tempering,
+        )
 
     def _codecs(self, calibration: Calibration) -> list[list[Codec]]:
         d = calibration.head_dim
@@ -197,11 +239,11 @@ class CalibratedTransform(LayerScheme):
     """Integer matrices that decorrelate what the loss sees, codes of as many bits as each coefficient needs.
 
     Args:
-        bits: an element; there is no metadata. What a token stores, together or of keys and of values, fills
-            whole words of 32 bits.
+        bits: an element, at most 8; there is no metadata. What a token stores, together or of keys and of
+            values, fills whole words of 32 bits.
         span: a matrix for each head, for all heads of keys and of values ("side"), or for both ("joint").
-        entry_bits: of the matrices' entries.
-        tempering: exponent of the importances, see `quantizers.kv_cache.fitting.tempered`.
+        entry_bits: of the matrices' entries, 4 to 12.
+        tempering: exponent of the importances, 0 to 1, see `quantizers.kv_cache.fitting.tempered`.
         floor: of the mean error, added to each coefficient's: what other text may bring.
     """
 
@@ -214,6 +256,12 @@ class CalibratedTransform(LayerScheme):
     tempering: float = TEMPERING
     floor: float = FLOOR
     means: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_transforms(
+            bits=self.bits, entry_bits=self.entry_bits, tempering=self.tempering, floor=self.floor
+        )
 
     def _codecs(self, calibration: Calibration) -> list[list[Codec]]:
         c = calibration.channels

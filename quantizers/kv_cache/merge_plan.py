@@ -51,14 +51,28 @@ class Schedule:
         check_range("prefill", self.prefill, 0, _MOST_TOKENS)
         check_range("step", self.step, 1, _MOST_TOKENS)
 
-    def passes(self, length: int, kept: Kept) -> tuple[Pass, ...]:
+    def passes(self, length: int, kept: Kept, *, whole_window: bool = False) -> tuple[Pass, ...]:
         """Of a window: the queries of the prefill see nothing merged, so their predictions do not count.
 
+        Args:
+            length: tokens of the window.
+            kept: which of them stay exact.
+            whole_window: all of them are a prefill, and then run again; see
+                `quantizers.kv_cache.merge_store`.
+
         Raises:
-            UsageError: the prefill leaves no token to merge, or none to predict after it.
+            UsageError: the window, or the prefill, leaves no token to merge, or none to predict after it.
         """
+        if whole_window:
+            return _twice(length, kept)
         prefill = self.prefill or length // 2
         fewest = kept.sinks + kept.residual + 1
+        if fewest > length - 2:
+            msg = (
+                f"a window of {length} tokens is too short for a prefill that leaves some to merge beside "
+                f"{fewest - 1} that stay exact, and some to predict: expected at least {fewest + 2}"
+            )
+            raise UsageError(msg, given=length, expected=[f"at least {fewest + 2}"])
         if not fewest <= prefill <= length - 2:
             msg = (
                 f"a prefill of {fewest} to {length - 2} tokens leaves some of a window of {length} to merge "
@@ -66,6 +80,18 @@ class Schedule:
             )
             raise UsageError(msg, given=prefill, expected=[f"{fewest} to {length - 2}"])
         return (Pass(0, prefill, counts=False), *steps(length, self.step, start=prefill))
+
+
+def _twice(length: int, kept: Kept) -> tuple[Pass, ...]:
+    """The passes of a whole window; the newest tokens are merged as well.
+
+    Raises:
+        UsageError: all tokens stay exact.
+    """
+    if kept.sinks >= length:
+        msg = f"a window of {length} tokens, of which {kept.sinks} stay exact, has none to merge"
+        raise UsageError(msg, given=length, expected=[f"at least {kept.sinks + 1}"])
+    return (Pass(0, length, counts=False), Pass(0, length))
 
 
 class MergedRows(NamedTuple):

@@ -105,8 +105,7 @@ class MergedLayers(CacheScheme):
 
     def check_run(self, *, layers: int, length: int, whole_window: bool = False) -> None:
         self.pairs_of(layers)
-        if not whole_window:
-            self.schedule.passes(length, self.kept)
+        self.schedule.passes(length, self.kept, whole_window=whole_window)
 
     def plan(self, calibration: Calibration) -> MergePlan:
         pairs = self.pairs_of(calibration.layers)

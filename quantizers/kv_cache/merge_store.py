@@ -48,6 +48,12 @@ class MergedStore(HistoryStore):
         # Of all sequences so far: vectors that were retained, of each pair, and those that could have been.
         self._retained = np.zeros(len(plan.pairs), np.int64)
         self._candidates = 0
+        self._most_retained = 0
+
+    @property
+    def most_retained(self) -> int:
+        """Rows of one head's keys or values: the most of any pair and any sequence so far."""
+        return self._most_retained
 
     def reset(self) -> None:
         """Forget all tokens; what was retained of them stays counted."""
@@ -101,13 +107,7 @@ class MergedStore(HistoryStore):
         Raises:
             UsageError: the window leaves nothing to merge, or nothing to predict from what is merged.
         """
-        kept = self.plan.layers.kept
-        if not self._whole_window:
-            return self.plan.schedule.passes(length, kept)
-        if kept.sinks >= length:
-            msg = f"a window of {length} tokens, of which {kept.sinks} stay exact, has none to merge"
-            raise UsageError(msg, given=length, expected=[f"at least {kept.sinks + 1}"])
-        return (Pass(0, length, counts=False), Pass(0, length))
+        return self.plan.schedule.passes(length, self.plan.layers.kept, whole_window=self._whole_window)
 
     def bits(self, length: int) -> StoredBits:
         """See :class:`~.stores.PlannedStore`; of a long sequence, all of it a prefill, of which as many
@@ -146,6 +146,7 @@ class MergedStore(HistoryStore):
         found = self.plan.merge(index, lower, upper, choose=not done)
         if not done:
             self._retained[index] += found.retained.sum()
+            self._most_retained = max(self._most_retained, int(found.retained.sum(axis=0).max()))
             self._candidates += found.retained.size if index == 0 else 0
         for layer, rows in zip(pair, (found.lower, found.upper), strict=True):
             before = [self._merged[layer]] if done else []

@@ -167,13 +167,3 @@ class MergedBits:
     def ratio(self) -> float:
         """Exact bits for each merged one."""
         return self.exact / self.merged
-
-
-def merged_layers_ratio(pair_ratio: float, *, layers: int, pairs: int) -> float:
-    """The ratio of a whole cache of which so many pairs of layers are merged at *pair_ratio*.
-
-    Raises:
-        UsageError: more pairs than layers have.
-    """
-    check_range("pairs", pairs, 0, layers // 2)
-    return layers / (layers - 2 * pairs + 2 * pairs / pair_ratio)

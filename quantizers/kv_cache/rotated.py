@@ -15,6 +15,7 @@ import numpy.typing as npt
 from quantizers.errors import UsageError
 from quantizers.kv_cache.codebook import MAX_BITS, Codebook, ScaleFormat, magnitude_sums
 from quantizers.kv_cache.codec import Code, Codec, Field, IntegerArray, checked_means, same_width
+from quantizers.kv_cache.fixed_point import HIGHEST, LOWEST
 from quantizers.kv_cache.integers import check_integers, check_range
 from quantizers.kv_cache.rotation import MAX_COEFFICIENT, rotate, unrotate
 
@@ -60,6 +61,11 @@ class Rotation:
         if self.means is not None and len(self.means) != self.elements:
             msg = f"a vector of {self.elements} elements takes {self.elements} means, not {len(self.means)}"
             raise UsageError(msg, given=len(self.means), expected=[str(self.elements)])
+        wrong = sorted(set(self.signs) - {-1, 1})
+        if wrong:
+            msg = f"signs must be 1 or -1; one is {wrong[0]}"
+            raise UsageError(msg, given=wrong[0], expected=["1", "-1"])
+        check_integers("means", self.offsets, LOWEST, HIGHEST)
         check_range("finest", self.finest, 1, MAX_BITS)
         check_integers("bits", np.array(self.bits), 0, self.finest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -22,6 +23,9 @@ class CacheScheme:
         sinks: first tokens that stay exact, in 16 bits an element.
         residual: newest tokens that stay exact until newer ones come.
         means: each channel's offline mean is subtracted before it is coded.
+
+    Raises:
+        UsageError: a value of another type, one that is not finite, or one that the codec takes on no model.
     """
 
     name: ClassVar[str]
@@ -119,3 +123,7 @@ def _check_type(name: str, parameter: str, value: object, wanted: Any) -> None:
     if not (is_number or type(value) is wanted):
         msg = f"{name}: {parameter} must be of type {wanted.__name__}, not {value!r}"
         raise UsageError(msg, given=value, expected=[wanted.__name__])
+    # Integers that no float holds are compared exactly, and NaN is not within the bounds either.
+    if wanted is float and not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+        msg = f"{name}: {parameter} must be a finite number, not {value}"
+        raise UsageError(msg, given=value, expected=["a finite number"])

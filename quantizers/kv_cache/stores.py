@@ -7,7 +7,7 @@ sees is what the hardware gives, bit for bit. Tokens that a codec keeps exact ar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -247,8 +247,12 @@ class CodecStore(HistoryStore):
         return (Pass(0, length),)
 
     def bits(self, length: int) -> StoredBits:
-        """See :class:`PlannedStore`; counted."""
-        return StoredBits(self.plan.bits_per_element, self.plan.bits_per_element_seen(length))
+        """See :class:`PlannedStore`; counted. A whole window is stored once, and every query reads it so."""
+        seen = self.plan.bits_per_element_seen(length)
+        if self._whole_window:
+            whole = replace(self.plan, kept=replace(self.plan.kept, residual=0))
+            seen = whole.bits_per_element_at(length)
+        return StoredBits(self.plan.bits_per_element, seen)
 
     def _coded(self, codec: Codec, rows: IntegerArray) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """The tokens with complete units coded, and the position from which each is seen so."""

@@ -148,7 +148,9 @@ def test_a_sweep(run_of_caches):
     kivi = table[table["design"] == "KIVI"]
     # Codes, and of each group of 8 a minimum and a span of 16 bits.
     assert list(kivi["bits_per_element"]) == [6, 6, 8, 8]
-    assert (kivi["bits_per_element_seen"] > kivi["bits_per_element"]).all()
+    # A stream has open groups; a whole window of 32 tokens has none.
+    streamed = kivi["evaluation"] == "streaming"
+    assert ((kivi["bits_per_element_seen"] > kivi["bits_per_element"]) == streamed).all()
     assert (
         table["perplexity"] / table["float_perplexity"] - 1 - table["perplexity_increase"]
     ).abs().max() < 1e-6

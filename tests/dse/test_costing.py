@@ -14,7 +14,6 @@ from dse.costing import (
     block_arguments,
     block_formats,
     block_parameters,
-    check_part,
     chosen_formats,
     cost_of_block,
     cost_of_blocks,
@@ -325,12 +324,6 @@ def test_wrong_settings(block: str, setting: str, message: str) -> None:
     with pytest.raises(UsageError) as caught:
         block_parameters(block, [setting])
     assert _message(caught) == message
-
-
-def test_parts_are_known_by_name() -> None:
-    check_part("xc7a35t")
-    with pytest.raises(UsageError, match=r"^unknown part 'xc7a35'"):
-        check_part("xc7a35")
 
 
 def test_options_without_a_meaning_for_foreign_rtl() -> None:

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from dse.pareto import Front, compute_fronts
-from reports.figures import draw_front, member_labels
+from reports.figures import draw_front, is_logarithmic, member_labels
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,11 @@ def test_members_at_one_place_share_a_label():
     )
     front = Front("luts", "accuracy", "w", "all", rows, None, None)
     assert member_labels(front) == [(20.0, 50.0, "int3, e2m0"), (30.0, 75.0, "e2m1/int8")]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([1, 20, 299], False), ([1, 20, 301], True), ([-1, 20, 500], False), ([0, 1, 2], False)],
+)
+def test_axes_of_values_far_apart_are_logarithmic(values, expected):
+    assert is_logarithmic(pd.Series(values)) is expected

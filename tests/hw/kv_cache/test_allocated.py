@@ -3,12 +3,13 @@ import pytest
 from amaranth.sim import Simulator
 
 from hw.kv_cache.allocated import (
-    AllocatedRoundTrip,
     KvAllocatedReader,
     KvAllocatedWriter,
     RotatedGeometry,
 )
+from hw.kv_cache.codebook import most_lanes
 from hw.kv_cache.hadamard import exchanged_order
+from hw.kv_cache.round_trip import LoadedRoundTrip
 from hw.kv_cache.transform_geometry import crosses_word
 from hw.verilator import VerilatedStream
 from quantizers.errors import UsageError
@@ -43,13 +44,17 @@ def random_vectors(heads, size, finest, lowest, scale_bits, *, seed=1):
     ]
 
 
+def round_trip(geometry):
+    return LoadedRoundTrip(KvAllocatedWriter(geometry=geometry), KvAllocatedReader(geometry=geometry))
+
+
 class Problem:
     """Random tokens, the words of their codes by the reference, and what comes back."""
 
-    def __init__(self, heads, size, most_lanes, finest, lowest, scale_bits, *, tokens=12, seed=1):
+    def __init__(self, heads, size, lanes, finest, lowest, scale_bits, *, tokens=12, seed=1):
         rng = np.random.default_rng(seed)
         self.vectors = random_vectors(heads, size, finest, lowest, scale_bits, seed=seed)
-        self.geometry = RotatedGeometry.covering(self.vectors, most_lanes=most_lanes)
+        self.geometry = RotatedGeometry.covering(self.vectors, lanes=min(lanes, most_lanes(size, finest)))
         means = np.array([vector.means for vector in self.vectors])
         spreads = np.exp2(rng.uniform(-1, 15, (tokens, 1, 1)))
         x = np.clip(means + rng.normal(0, spreads, (tokens, heads, size)), -32768, 32767).astype(int)
@@ -83,7 +88,7 @@ def test_words_are_those_of_the_reference_and_come_back(shape):
     writer, reader = KvAllocatedWriter(geometry=geometry), KvAllocatedReader(geometry=geometry)
     interval = geometry.heads * geometry.size // geometry.lanes
     assert writer.interval == reader.interval == interval
-    loads = AllocatedRoundTrip(geometry=geometry).loads(problem.vectors)
+    loads = round_trip(geometry).loads(problem.vectors)
     goes_on = crosses_word(geometry.item_widths(problem.vectors), geometry.word_bits)
     for component, load, name, words, expected, late in (
         (writer, loads["writer_load"], "inputs", problem.inputs, problem.words, goes_on + 1),
@@ -104,7 +109,7 @@ def test_words_are_those_of_the_reference_and_come_back(shape):
 def test_tables_are_loaded_anew_between_tokens():
     """Tokens of two layers in turn while the output stalls: a load waits for the tokens before it."""
     problems = [Problem(2, 32, 8, 3, 1, 8, tokens=3, seed=seed) for seed in (1, 2, 1)]
-    both = AllocatedRoundTrip(geometry=problems[0].geometry)
+    both = round_trip(problems[0].geometry)
     loads = [both.loads(problem.vectors) for problem in problems]
     outputs = [word for problem in problems for word in problem.outputs]
     found = []
@@ -142,20 +147,27 @@ def test_tables_are_loaded_anew_between_tokens():
 
 
 @pytest.mark.parametrize(
-    ("vectors", "message"),
+    ("vectors", "given"),
     [
-        (random_vectors(3, 32, 4, 1, 8), "the hardware is made for 2 vectors of 32 elements, codes of at most "
-         "4 bits and scales of 8; the tables are for others"),
-        (random_vectors(2, 32, 3, 1, 8), "the hardware is made for 2 vectors of 32 elements, codes of at most "
-         "4 bits and scales of 8; the tables are for others"),
+        (
+            random_vectors(3, 32, 4, 1, 8),
+            "3 vectors of 32 elements, codes of at most 4 bits and scales of 8 bits in units of 2**3",
+        ),
+        (
+            random_vectors(2, 32, 3, 1, 6),
+            "2 vectors of 32 elements, codes of at most 3 bits and scales of 6 bits in units of 2**5",
+        ),
     ],
 )  # fmt: skip
-def test_tables_that_do_not_fit(vectors, message):
-    geometry = RotatedGeometry.covering(random_vectors(2, 32, 4, 1, 8), most_lanes=4)
+def test_tables_that_do_not_fit(vectors, given):
+    geometry = RotatedGeometry.covering(random_vectors(2, 32, 4, 1, 8), lanes=4)
     for component in (KvAllocatedWriter(geometry=geometry), KvAllocatedReader(geometry=geometry)):
         with pytest.raises(UsageError) as caught:
             component.load_words(vectors)
-        assert str(caught.value) == message
+        assert str(caught.value) == (
+            "the hardware is made for 2 vectors of 32 elements, codes of at most 4 bits and scales of 8 bits in "
+            f"units of 2**3; the tables are for {given}"
+        )
 
 
 @pytest.mark.parametrize(
@@ -179,9 +191,7 @@ def test_wrong_geometries(changes, message):
 
 def test_vectors_of_several_kinds_have_no_common_hardware():
     with pytest.raises(UsageError) as caught:
-        RotatedGeometry.covering(
-            random_vectors(1, 32, 4, 1, 8) + random_vectors(1, 16, 4, 1, 8), most_lanes=8
-        )
+        RotatedGeometry.covering(random_vectors(1, 32, 4, 1, 8) + random_vectors(1, 16, 4, 1, 8), lanes=8)
     assert str(caught.value) == (
         "all vectors must have one size, a power of two, one finest width and one format of scales"
     )

@@ -192,6 +192,27 @@ def test_bits_are_those_that_were_retained():
     assert found.per_element_seen == pytest.approx(used / elements, abs=1e-12)
 
 
+def test_the_most_rows_of_a_head_are_kept_count_of():
+    """Of two pairs, of both of which one token of two heads differs; over sequences, not only the last."""
+    store = plan_of("minicache(first=0, pairs=2, retention='printed', gamma=0.7)").store()
+    assert store.most_retained == 0
+    counts = []
+    for last in (16, 8):
+        store.reset()
+        feed(store, 0, last)
+        for lower in (0, 2):
+            vectors = [
+                ROWS[n][:last].astype(np.int64).reshape(last, -1, CHANNELS) for n in (lower, lower + 1)
+            ]
+            distances = merge(*vectors, MergeSettings().arithmetic(CHANNELS)).distance
+            settings = MergeSettings(retention="printed", gamma=0.7)
+            counts += distinct(distances, settings, axis=0).sum(axis=0).tolist()
+    assert store.most_retained == max(counts) == 15
+    # Tokens that are decoded are never retained.
+    feed(store, 8, 9)
+    assert store.most_retained == 15
+
+
 def test_bits_of_a_whole_window_and_of_kept_tokens():
     store = plan_of("minicache(first=2, pairs=1, gamma=0, sinks=2)").store(whole_window=True)
     feed(store, 0, TOKENS)
@@ -230,7 +251,13 @@ def test_tokens_must_come_in_order_and_layers_in_pairs():
         (
             False,
             5,
-            "a prefill of 4 to 3 tokens leaves some of a window of 5 to merge and some to predict, not one of 2",
+            "a window of 5 tokens is too short for a prefill that leaves some to merge beside 3 that stay exact, "
+            "and some to predict: expected at least 6",
+        ),
+        (
+            False,
+            7,
+            "a prefill of 4 to 5 tokens leaves some of a window of 7 to merge and some to predict, not one of 3",
         ),
         (True, 3, "a window of 3 tokens, of which 3 stay exact, has none to merge"),
     ],

@@ -14,7 +14,6 @@ from quantizers.kv_cache.merging import (
     MergeSettings,
     distinct,
     layer_pairs,
-    merged_layers_ratio,
 )
 from tests.quantizers.kv_cache.merge_samples import at_angles
 
@@ -92,8 +91,6 @@ def test_bits():
         channels=64, vectors=100, retained=3, magnitude_bits=18, index_bits=16, direction_bits=4.5
     )
     assert four.merged == 100 * (64 * 4.5 + 36) + 3 * 2064
-    assert merged_layers_ratio(2.0, layers=30, pairs=7) == pytest.approx(30 / 23)
-    assert merged_layers_ratio(2.0, layers=30, pairs=0) == 1
 
 
 @pytest.mark.parametrize(
@@ -118,10 +115,6 @@ def test_bits():
             "merging takes pairs of layers; from layer 29 to below 30 there is none",
         ),
         (lambda: layer_pairs(4, start=2, stop=6), "layers 2 to 5 are no range of layers 0 to 3"),
-        (
-            lambda: merged_layers_ratio(2.0, layers=5, pairs=3),
-            "pairs must be an integer from 0 to 2, not 3",
-        ),
     ],
 )
 def test_wrong_arguments(make, message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from quantizers.errors import UsageError
+from quantizers.formats import common_formats
 from quantizers.kv_cache.layer_schemes import LAYER_SCHEMES
 from quantizers.kv_cache.merge_scheme import MergedLayers
 from quantizers.kv_cache.registry import (
@@ -18,6 +19,7 @@ from tests.quantizers.kv_cache.small_calibration import SCHEMES as SMALL_SCHEMES
 from tests.quantizers.kv_cache.small_calibration import random_calibration
 
 CALIBRATION = random_calibration()
+FORMATS = ", ".join(fmt.name for fmt in common_formats())
 
 
 @pytest.mark.parametrize("name", SCHEMES)
@@ -76,6 +78,56 @@ def test_parameters_are_toml() -> None:
             "minicache(on='rotated(sinks=1)')",
             "minicache says which tokens are kept, and 'rotated(sinks=1)' below it cannot: move them out",
         ),
+        ("kivi(bits=9)", "bits must be an integer from 2 to 8, not 9"),
+        ("kivi(group=0)", "group must be an integer from 1 to 65536, not 0"),
+        ("kivi(value_group=-1)", "value_group must be an integer from 0 to 65536, not -1"),
+        ("per_token(bits=99)", "bits must be an integer from 2 to 8, not 99"),
+        ("per_token(group=0)", "group must be an integer from 1 to 65536, not 0"),
+        (
+            "format(format='mxfp5')",
+            f"unknown number format 'mxfp5' (did you mean 'mxfp4'?); expected one of: {FORMATS}",
+        ),
+        ("format(format='mxfp4', group=16)", "blocks of mxfp4 have 32 elements, not 16"),
+        ("format(group=0)", "group must be an integer from 1 to 65536, not 0"),
+        ("oaken(bits=1)", "bits must be an integer from 2 to 8, not 1"),
+        ("oaken(outlier_bits=3)", "outlier_bits must be an integer from 4 to 8, not 3"),
+        ("oaken(outer=nan)", "oaken: outer must be a finite number, not nan"),
+        (
+            "oaken(outer=0.7, inner=0.6)",
+            "the fractions of outer and inner elements must be from 0 and at most 1 together, not 0.7 and 0.6",
+        ),
+        (
+            "oaken(inner=-0.1)",
+            "the fractions of outer and inner elements must be from 0 and at most 1 together, not 0.04 and -0.1",
+        ),
+        ("rotated(bits=nan)", "rotated: bits must be a finite number, not nan"),
+        ("rotated(bits=inf)", "rotated: bits must be a finite number, not inf"),
+        ("rotated(bits=3.5)", "codes that are all alike have a whole number of bits, not 3.5"),
+        ("rotated(bits=0)", "bits must be from 1 to 6, not 0"),
+        ("rotated(bits=7)", "bits must be from 1 to 6, not 7"),
+        ("rotated(bits=99, allocated=true)", "bits must be from 0 to 16, not 99"),
+        ("rotated(bits=1, lowest=2, allocated=true)", "bits must be from 2 to 16, not 1"),
+        ("rotated(scale_bits=3)", "scale_bits must be an integer from 5 to 16, not 3"),
+        ("rotated(seed=-1)", "seed must be an integer from 0 to 4294967295, not -1"),
+        ("rotated(lowest=-1)", "lowest must be an integer from 0 to 6, not -1"),
+        ("rotated(highest=0)", "highest must be an integer from 1 to 6, not 0"),
+        (
+            "rotated(bits=3, lowest=4, highest=2, allocated=true)",
+            "lowest must be at most highest, not 4 with a highest of 2",
+        ),
+        ("rotated(allocated=true, tempering=nan)", "rotated: tempering must be a finite number, not nan"),
+        ("rotated(allocated=true, tempering=1e9)", "tempering must be from 0 to 1, not 1000000000.0"),
+        ("transform(bits=-3)", "bits must be from 0 to 8, not -3"),
+        ("transform(bits=9)", "bits must be from 0 to 8, not 9"),
+        ("transform(entry_bits=3)", "entry_bits must be an integer from 4 to 12, not 3"),
+        ("transform(tempering=1.25)", "tempering must be from 0 to 1, not 1.25"),
+        ("transform(floor=-0.5)", "floor must be from 0 to 1000000, not -0.5"),
+        (f"transform(floor=1{400 * '0'})", f"transform: floor must be a finite number, not 1{400 * '0'}"),
+        ("minicache(gamma=inf)", "minicache: gamma must be a finite number, not inf"),
+        (
+            "minicache(on='rotated(bits=4.5)')",
+            "codes that are all alike have a whole number of bits, not 4.5",
+        ),
         ("kivi 4", "a cache codec is written name or name(parameter=value, ...), not 'kivi 4'"),
     ],
 )
@@ -88,20 +140,23 @@ def test_what_is_wrong_is_said(text: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("kivi(bits=9)", "bits must be an integer from 2 to 8, not 9"),
         (
             "per_token(group=5)",
             "groups of 5 do not divide the 32 channels of a token; the nearest that do have 4",
         ),
-        ("rotated(bits=3.5)", "codes that are all alike have a whole number of bits, not 3.5"),
         (
-            "transform(bits=9)",
-            "codes of 0 to 8 bits, with what is stored beside them, take 0 to 8 bits an element, not 9",
+            "format(group=24)",
+            "groups of 24 do not divide the 32 channels of a token; the nearest that do have 16",
         ),
-        ("format(format='mxfp4', group=16)", "blocks of mxfp4 have 32 elements, not 16"),
         (
-            "oaken(outer=0.7, inner=0.6)",
-            "the fractions of outer and inner elements must be from 0 and at most 1 together, not 0.7 and 0.6",
+            "rotated(bits=6.5, allocated=true)",
+            "codes of 0 to 5 bits, with what is stored beside them and in whole words of 32 bits, take 1 to 6 "
+            "bits an element, not 6.5",
+        ),
+        (
+            "rotated(bits=0.13, allocated=true)",
+            "codes of 0 to 5 bits, with what is stored beside them and in whole words of 32 bits, take 1 to 6 "
+            "bits an element, not 0.13",
         ),
     ],
 )
@@ -162,6 +217,12 @@ def test_heads_of_no_power_of_two_are_filled_up_and_counted() -> None:
             "not one of 511",
         ),
         (
+            "minicache(sinks=500, residual=10)",
+            30,
+            "a window of 512 tokens is too short for a prefill that leaves some to merge beside 510 that stay "
+            "exact, and some to predict: expected at least 513",
+        ),
+        (
             "minicache(prefill=20, sinks=4, residual=16)",
             30,
             "a prefill of 21 to 510 tokens leaves some of a window of 512 to merge and some to predict, "
@@ -173,6 +234,14 @@ def test_what_cannot_be_run_is_known_without_a_calibration(text: str, layers: in
     with pytest.raises(UsageError) as caught:
         parse_cache_scheme(text).check_run(layers=layers, length=512)
     assert str(caught.value) == message
+
+
+def test_a_whole_window_is_checked_without_a_calibration() -> None:
+    scheme = parse_cache_scheme("minicache(sinks=40, residual=10)")
+    scheme.check_run(layers=30, length=41, whole_window=True)
+    with pytest.raises(UsageError) as caught:
+        scheme.check_run(layers=30, length=32, whole_window=True)
+    assert str(caught.value) == "a window of 32 tokens, of which 40 stay exact, has none to merge"
 
 
 def test_pairs_begin_in_the_middle() -> None:
@@ -227,9 +296,44 @@ def test_calibrated_codes_of_a_token_fill_whole_words(text: str) -> None:
     assert sum(sizes) == int(wanted * elements / 32) * 32
 
 
-def test_too_many_bits_for_codes_and_words() -> None:
-    with pytest.raises(UsageError) as caught:
-        parse_cache_scheme("rotated(bits=6.5, allocated=true)").plan(CALIBRATION)
-    assert str(caught.value) == (
-        "codes of 0 to 5 bits, with what is stored beside them, take 1 to 6 bits an element, not 6.5"
+def test_limits_of_bits_are_those_of_whole_words() -> None:
+    """A head of 24 channels in vectors of 32: keys and values each of 168 bits, 5 words of 32, at most."""
+    one = random_calibration(heads=1, head_dim=24)
+    message = (
+        "codes of 1 to 5 bits, with what is stored beside them and in whole words of 32 bits, take 2.6667 to "
+        "6.6666 bits an element, not "
     )
+    for bits in (2.66, 7.5):
+        with pytest.raises(UsageError) as caught:
+            parse_cache_scheme(f"rotated(bits={bits}, allocated=true, lowest=1)").plan(one)
+        assert str(caught.value) == f"{message}{bits}"
+    # 2 layers: 8 words at least, 20 at most; what is said in four digits is not below the least.
+    for bits, words in ((2.6667, 8), (6.6666, 19), (6.6667, 20)):
+        plan = parse_cache_scheme(f"rotated(bits={bits}, allocated=true, lowest=1)").plan(one)
+        assert sum(codec.unit_bits for codecs in plan.codecs for codec in codecs) == 32 * words
+
+
+def test_codes_that_fill_no_whole_word() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_cache_scheme("rotated(bits=2, allocated=true, lowest=1, highest=1)").plan(
+            random_calibration(heads=1, head_dim=16)
+        )
+    assert str(caught.value) == (
+        "codes of 1 to 1 bits, with what is stored beside them, take 24 to 24 bits of a token, between which "
+        "there is no whole number of words of 32 bits"
+    )
+
+
+def test_decimals_a_hair_below_a_whole_number_of_words() -> None:
+    """29 words: 2.32 * 400 / 32 is 28.999999999999996 in floats."""
+    plan = parse_cache_scheme("transform(bits=2.32)").plan(random_calibration(layers=5, heads=5))
+    assert plan.bits_per_element == 2.32
+
+
+def test_no_bits_for_any_code() -> None:
+    """Scales alone: what is read are the means."""
+    plan = parse_cache_scheme("rotated(bits=1, allocated=true)").plan(CALIBRATION)
+    codec = plan.layers[0][0].codec
+    x = CALIBRATION.samples[0, :5, None, :32].astype(np.int64)
+    read = codec.decode(codec.encode(x))
+    assert np.array_equal(read[:, 0], np.tile(np.rint(CALIBRATION.means[0, :32]), (5, 1)))

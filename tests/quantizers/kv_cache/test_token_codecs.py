@@ -158,6 +158,20 @@ def test_tables_of_a_rotation_must_fit() -> None:
     with pytest.raises(UsageError) as caught:
         Rotation(elements=8, bits=(3,) * 8, finest=2, signs=(1,) * 8, scale=scale)
     assert str(caught.value) == "bits must be from 0 to 2; one is 3"
+    with pytest.raises(UsageError) as caught:
+        Rotation(elements=8, bits=(3,) * 8, finest=3, signs=(1, -1, 3, 0) * 2, scale=scale)
+    assert str(caught.value) == "signs must be 1 or -1; one is 0"
+    with pytest.raises(UsageError) as caught:
+        Rotation(elements=2, bits=(3,) * 2, finest=3, signs=(1, 3), scale=scale)
+    assert str(caught.value) == "signs must be 1 or -1; one is 3"
+    with pytest.raises(UsageError) as caught:
+        Rotation(elements=2, bits=(3,) * 2, finest=3, signs=(1, -1), scale=scale, means=(0, -32769))
+    assert str(caught.value) == "means must be from -32768 to 32767; one is -32769"
+    # Taken away twice they may leave the range as well.
+    vector = Rotation(elements=2, bits=(3,) * 2, finest=3, signs=(1, -1), scale=scale, means=(0, 32767))
+    with pytest.raises(UsageError) as caught:
+        Rotated([vector]).centred([0, 1])
+    assert str(caught.value) == "means must be from -32768 to 32767; one is 32768"
 
 
 def test_rotated_vectors_take_means_away_in_one_bit_more() -> None:

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from hw.kv_cache.round_trip import LoadedRoundTrip
 from hw.kv_cache.transform_reader import TransformReader
-from hw.kv_cache.transform_round_trip import TransformRoundTrip
 from hw.kv_cache.transform_writer import TransformWriter
 from hw.simulation import simulate_stream
 from hw.verilator import VerilatedStream
@@ -13,7 +13,7 @@ LOADS = ("writer_load", "reader_load")
 
 def round_trip(coded, **arguments):
     arguments |= {"geometry": coded.geometry, "word_bits": coded.word_bits}
-    return TransformRoundTrip(TransformWriter(**arguments), TransformReader(**arguments))
+    return LoadedRoundTrip(TransformWriter(**arguments), TransformReader(**arguments))
 
 
 def test_vectors_come_back():
