@@ -16,7 +16,10 @@ from pathlib import Path
 _ACCURACY_TOOLS = ("brevitas", "numba", "numpy", "pillow", "torch", "torchvision")
 _ACCURACY_CODE = ("quantizers", "dse/workloads", "dse/accuracy.py", "dse/statistics.py")
 _CACHE_TOOLS = ("gguf", "tokenizers")
-_CACHE_CODE = ("quantizers", "dse/workloads/language", "dse/caches.py", "dse/cache_costs.py")
+_CACHE_CODE = (
+    *("quantizers", "dse/workloads/language", "dse/caches.py"),
+    *("dse/cache_costs.py", "dse/cache_engines.py", "dse/merge_engines.py"),
+)
 _COST_TOOLS = ("amaranth", "pyosys")
 _COST_CODE = ("quantizers/formats.py", "hw", "costmodel", "dse/costing.py", "dse/evaluation.py")
 

@@ -89,7 +89,7 @@ def _written(
     geometry = component.geometry
     vectors = _random_vectors(geometry, lowest, rng)
     of_token = -(-sum(vector.stored_bits for vector in vectors) // geometry.word_bits)
-    elements, words, _ = _payloads(vectors, geometry, rng, -(-count // of_token))
+    elements, words = _payloads(vectors, geometry, rng, -(-count // of_token))[:2]
     load = component.load_words(vectors)
     return Stimuli({"load": load, "inputs": elements}, {"words": words}, first=("load",))
 
@@ -100,7 +100,7 @@ def _read(
     """As many tokens as give at least *count* words of elements."""
     geometry = component.geometry
     vectors = _random_vectors(geometry, lowest, rng)
-    _, words, elements = _payloads(vectors, geometry, rng, -(-count // geometry.words))
+    words, elements = _payloads(vectors, geometry, rng, -(-count // geometry.words))[1:]
     load = component.load_words(vectors)
     return Stimuli({"load": load, "words": words}, {"outputs": elements}, first=("load",))
 
