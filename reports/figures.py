@@ -21,7 +21,7 @@ _PNG_DPI = 160
 # Of the range of x, left and right: the first label is left of its point.
 _MARGIN = 0.08
 # The largest value over the smallest from which on an axis is logarithmic.
-_FAR_APART = 300
+_FAR_APART = 200
 
 
 def write_figures(run: Run) -> list[Path]:

@@ -34,7 +34,7 @@ _OTHERS = (
     Mark("#999999", "x", "X"),
 )
 # Shapes of all colours when these have been used once.
-_FURTHER = (("hexagon", "h"), ("pentagon", "p"), ("triangle-left", "<"))
+_FURTHER = (("triangle-left", "<"), ("triangle-right", ">"), ("pentagon", "p"))
 RECIPE_COLOURS = ["#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00"]
 FRONT_OF_ALL = "#333333"
 FLOAT_LINE = "#777777"

@@ -31,7 +31,7 @@ def test_members_at_one_place_share_a_label():
 
 @pytest.mark.parametrize(
     ("values", "expected"),
-    [([1, 20, 299], False), ([1, 20, 301], True), ([-1, 20, 500], False), ([0, 1, 2], False)],
+    [([1, 20, 199], False), ([1, 20, 201], True), ([-1, 20, 500], False), ([0, 1, 2], False)],
 )
 def test_axes_of_values_far_apart_are_logarithmic(values, expected):
     assert is_logarithmic(pd.Series(values)) is expected
