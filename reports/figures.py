@@ -20,6 +20,8 @@ _SIZE_INCHES = (6.4, 4.2)
 _PNG_DPI = 160
 # Of the range of x, left and right: the first label is left of its point.
 _MARGIN = 0.08
+# Parts of an axis, left and right, where labels point to the other end.
+_ENDS = 0.35
 # The largest value over the smallest from which on an axis is logarithmic.
 _FAR_APART = 200
 
@@ -69,11 +71,12 @@ def draw_front(axes: Axes, points: pd.DataFrame, front: Front) -> None:
     axes.step(xs, ys, where=side, color=FRONT_OF_ALL, linewidth=1.2, label="Pareto front", zorder=0)
     for index, (px, py, label) in enumerate(member_labels(front)):
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
+        right = is_right_label(px, scaled(points[x.name].dropna(), x), index)
         axes.annotate(
             label,
             (px, py),
-            xytext=(5, -11) if below else (-5, 6),
-            ha="left" if below else "right",
+            xytext=(5 if right else -5, -11 if below else 6),
+            ha="left" if right else "right",
             textcoords="offset points",
             fontsize=8,
         )
@@ -94,6 +97,16 @@ def is_logarithmic(values: pd.Series) -> bool:
     """Whether an axis shows these better by their magnitude: all above zero, and far apart."""
     low, high = values.min(), values.max()
     return bool(low > 0 and high / low > _FAR_APART)
+
+
+def is_right_label(place: float, values: np.ndarray, index: int) -> bool:
+    """Whether the label of a point is to its right: at the left end of an axis it is, in the middle they take
+    turns by *index*, at the right end it is not."""
+    low, high = values.min(), values.max()
+    if is_logarithmic(pd.Series(values)):
+        place, low, high = np.log(place), np.log(low), np.log(high)
+    part = (place - low) / (high - low) if high > low else 0.5
+    return bool(part < _ENDS or (part <= 1 - _ENDS and index % 2))
 
 
 def member_labels(front: Front) -> list[tuple[float, float, str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
@@ -18,7 +19,7 @@ from dse.metrics import METRICS, Metric, metric
 from dse.pareto import Front
 from dse.sweep import Run
 from quantizers.recipes import recipe_label
-from reports.figures import is_logarithmic, member_labels, scaled, write_figures
+from reports.figures import is_logarithmic, is_right_label, member_labels, scaled, write_figures
 from reports.style import FLOAT_LINE, FRONT_OF_ALL, Mark, marks_of
 from reports.summary import best_by_bits, cheapest_designs, headlines, recipe_gains
 from reports.text import with_interval
@@ -135,7 +136,7 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
     axes = {
         axis: "log" if is_logarithmic(points[of.name]) else "linear" for axis, of in {"x": x, "y": y}.items()
     }
-    _name_members(figure, whole, axes)
+    _name_members(figure, whole, axes, scaled(points[x.name], x))
     if y.name == "accuracy" and "float_accuracy" in points:
         level = 100 * points["float_accuracy"].iloc[0]
         figure.add_hline(level, line_dash="dash", line_color=FLOAT_LINE, line_width=1,
@@ -148,16 +149,16 @@ def _chart(table: pd.DataFrame, fronts: list[Front], whole: Front) -> dict[str, 
     return {"title": f"{whole.workload}: {y.label} against {x.label}", "json": _embed(figure)}
 
 
-def _name_members(figure: go.Figure, front: Front, axes: Mapping[str, str]) -> None:
+def _name_members(figure: go.Figure, front: Front, axes: Mapping[str, str], xs: np.ndarray) -> None:
     for index, (px, py, label) in enumerate(member_labels(front)):
         # Plotly takes annotations of a logarithmic axis at the logarithm.
         left, up = (math.log10(v) if axes[a] == "log" else v for a, v in {"x": px, "y": py}.items())
         below = bool(index % 2)  # neighbours on a front are close; their labels take turns
-        side = 1 if below else -1
+        right = is_right_label(px, xs, index)
         figure.add_annotation(
             x=left, y=up, text=label, showarrow=False, font={"size": 12},
-            xanchor="left" if below else "right", yanchor="top" if below else "bottom",
-            xshift=5 * side, yshift=-3 * side,
+            xanchor="left" if right else "right", yanchor="top" if below else "bottom",
+            xshift=5 if right else -5, yshift=-3 if below else 3,
         )  # fmt: skip
 
 

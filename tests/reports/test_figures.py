@@ -1,9 +1,10 @@
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
 from dse.pareto import Front, compute_fronts
-from reports.figures import draw_front, is_logarithmic, member_labels
+from reports.figures import draw_front, is_logarithmic, is_right_label, member_labels
 
 
 @pytest.mark.parametrize(
@@ -35,3 +36,18 @@ def test_members_at_one_place_share_a_label():
 )
 def test_axes_of_values_far_apart_are_logarithmic(values, expected):
     assert is_logarithmic(pd.Series(values)) is expected
+
+
+@pytest.mark.parametrize(
+    ("place", "values", "expected"),
+    [
+        (10, [10, 20, 100], (True, True)),
+        (50, [10, 20, 100], (False, True)),
+        (90, [10, 20, 100], (False, False)),
+        (100, [1, 100, 10_000], (False, True)),
+        (5, [1, 100, 10_000], (True, True)),
+        (7, [7], (False, True)),
+    ],
+)
+def test_labels_stay_inside_the_axes(place, values, expected):
+    assert tuple(is_right_label(place, np.array(values, float), index) for index in (0, 1)) == expected
