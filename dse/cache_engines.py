@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,18 +102,23 @@ def _no_engine(reason: str) -> NoEngineError:
 def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
     per_channel = isinstance(codec, PerChannel)
     group = codec.tokens if isinstance(codec, PerChannel) else codec.group
+    lanes = math.gcd(LANES, group, codec.channels)
     arguments: dict[str, Any] = {
         "head_dim": codec.channels,
         "bits": codec.bits,
         "group": group,
-        "lanes": LANES,
-        "word_bits": LANES * codec.bits,
+        "lanes": lanes,
+        "word_bits": lanes * codec.bits,
         "per_channel": per_channel,
     }
     between = {"words": "words", "ranges": "ranges"}
     interval = max(UniformWriter(**arguments).interval, UniformReader(**arguments).interval)
     return _connected(
-        lambda: UniformWriter(**arguments), lambda: UniformReader(**arguments), between, group / interval
+        lambda: UniformWriter(**arguments),
+        lambda: UniformReader(**arguments),
+        between,
+        group / interval,
+        lanes,
     )
 
 

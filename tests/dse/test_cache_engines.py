@@ -6,7 +6,7 @@ from dse.cache_engines import LANES, engine_of
 from quantizers.errors import UsageError
 from quantizers.kv_cache.codebook import ScaleFormat
 from quantizers.kv_cache.formats_codec import InFormat
-from quantizers.kv_cache.grouped import PerToken
+from quantizers.kv_cache.grouped import PerChannel, PerToken
 from quantizers.kv_cache.registry import parse_cache_scheme
 from quantizers.kv_cache.rotated import Rotated, Rotation
 from quantizers.kv_cache.rotation import largest_sum
@@ -33,9 +33,12 @@ def rotated(bits, finest, *, size=32, heads=2):
         (rotated([3, 4], 4), 4),
         (rotated([2, 5], 5), 2),
         (rotated([3], 4), 4),
+        (PerToken(channels=24, bits=4, group=12), 4),
+        (PerToken(channels=15, bits=3, group=5), 1),
+        (PerChannel(channels=24, bits=2, group=20), 4),
     ],
 )
-def test_as_many_lanes_as_a_vector_has_time_for_products(codec, lanes):
+def test_as_many_lanes_as_divide_a_group_or_a_vector_has_time_for_products(codec, lanes):
     engine = engine_of(codec)
     assert (engine.lanes, engine.elements_per_cycle) == (lanes, lanes)
     for part in (engine.writer(), engine.reader()):

@@ -22,6 +22,7 @@ def source(tmp_path_factory):
     [
         ("kivi(bits=3, group=16)", 40 + 32),
         ("per_token(bits=4, group=64, sinks=2)", 2 * 38),
+        ("per_token(bits=3, group=4)", 2 * 40),
         ("rotated(bits=4, sinks=1)", 2 * 39),
         ("rotated(bits=3, means=false)", 2 * 40),
         ("rotated(bits=4.25, allocated=true, lowest=3)", 2 * 40),
