@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 
 from costmodel import synthesize
 from hw.kv_cache.merge_engine import MergeEngine
 from hw.verilator import VerilatedStream
 from quantizers.errors import UsageError
+from quantizers.kv_cache.fixed_point import fraction_bits, to_integers
 from quantizers.kv_cache.merge_arithmetic import MergeArithmetic
 from tests.hw.kv_cache.merge_words import as_objects, merged_payloads, pair_payloads, sample_pairs
 
@@ -51,6 +53,27 @@ def test_latency_of_the_first_word(lanes):
     assert model.run(items, output_count=1).cycles == words + latency
     assert model.run(items, output_count=words).cycles == 2 * words + latency - 1 == component.cycles(1)
     assert model.run(items, output_count=words + 1).cycles == words + latency + interval
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("lower", "kind"), [(0, 0), (14, 0), (14, 1), (28, 1)])
+def test_keys_and_values_of_two_layers_of_a_language_model(smollm2_cache, lower, kind):
+    """Every vector of a window: the same directions and magnitudes."""
+    pair = smollm2_cache[lower : lower + 2, kind].transpose(0, 2, 1, 3).reshape(2, -1, 64)
+    x, y = (to_integers(rows, fraction_bits(float(np.abs(rows).max()))) for rows in pair)
+    arithmetic = MergeArithmetic(channels=64)
+    want = merged_payloads(x, y, arithmetic, 8)
+    component = MergeEngine(arithmetic=arithmetic, lanes=8)
+    run = VerilatedStream(component).run(
+        as_objects(pair_payloads(x, y, 8)),
+        output_count=len(want),
+        seed=1,
+        valid_probability=0.9,
+        ready_probability=0.9,
+        max_cycles=4 * component.cycles(len(x)),
+    )
+    assert len(want) == 512 * 3 * 8
+    assert run.outputs.tolist() == want
 
 
 @pytest.mark.slow

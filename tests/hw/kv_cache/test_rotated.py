@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -8,12 +6,10 @@ from hw.kv_cache.hadamard import exchanged_order
 from hw.kv_cache.rotated import KvRotatedReader, KvRotatedWriter
 from hw.simulation import simulate_stream
 from hw.verilator import VerilatedStream
-from quantizers.errors import BitfrontError, UsageError
+from quantizers.errors import UsageError
 from quantizers.kv_cache.codebook import Codebook, ScaleFormat, magnitude_sums
 from quantizers.kv_cache.fixed_point import fraction_bits, to_integers
 from quantizers.kv_cache.rotation import largest_sum, random_signs, rotate, unrotate
-
-WIKITEXT = Path(__file__).parents[3].parent / "shared" / "data" / "wikitext2.test.raw"
 
 
 class Coded:
@@ -138,28 +134,7 @@ def test_wrong_arguments_are_refused(component, arguments, message):
     assert str(caught.value) == message
 
 
-@pytest.fixture(scope="module")
-def smollm2_cache():
-    """Keys and values of all layers for a window of 512 tokens, float32, shape (layers, 2, heads, 512, 64)."""
-    from dse.workloads.language import load_language_model, load_text, perplexity, windows_of
-    from quantizers.kv_store import HistoryStore, Seen
-
-    class Recorder(HistoryStore):
-        def see(self, layer, keys, values):
-            layers[layer] = np.stack([keys[0].numpy(), values[0].numpy()])
-            return Seen.always(keys, values)
-
-    layers = {}
-    try:
-        model = load_language_model("smollm2-135m")
-    except BitfrontError as error:
-        pytest.skip(f"SmolLM2 cannot be had here: {error}")
-    perplexity(model, windows_of(model, load_text(WIKITEXT), length=512, count=1), store=Recorder())
-    return np.stack([layers[layer] for layer in sorted(layers)])
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not WIKITEXT.is_file(), reason="../shared/data/wikitext2.test.raw is not there")
 @pytest.mark.parametrize(("layer", "kind", "bits"), [(0, 0, 4), (15, 0, 3), (15, 1, 2), (29, 1, 4)])
 def test_keys_and_values_of_a_language_model(smollm2_cache, layer, kind, bits):
     """The integers of a real layer through the circuits: the same codes, and the same integers back."""
