@@ -36,10 +36,6 @@ LANES = 8
 _MOST_CYCLES_PER_WORD = 1000
 
 
-class NoEngineError(UsageError):
-    """There is no hardware for a codec."""
-
-
 @dataclass(frozen=True)
 class CacheEngine:
     """The hardware of one codec; each call makes new components: one can be elaborated only once.
@@ -80,7 +76,7 @@ def engine_of(codec: Codec, others: Sequence[Codec] = ()) -> CacheEngine:
         others: of other layers, for whose tables there is to be room as well, where tables are loaded.
 
     Raises:
-        NoEngineError: there is none.
+        UsageError: there is none.
     """
     if isinstance(codec, PerChannel | PerToken):
         return _uniform(codec)
@@ -94,9 +90,9 @@ def engine_of(codec: Codec, others: Sequence[Codec] = ()) -> CacheEngine:
     raise _no_engine(f"{type(inner).__name__}{with_means} has no hardware here")
 
 
-def _no_engine(reason: str) -> NoEngineError:
+def _no_engine(reason: str) -> UsageError:
     msg = f"{reason}; there is some of kivi, per_token, rotated and transform"
-    return NoEngineError(msg, given=reason, expected=["kivi", "per_token", "rotated", "transform"])
+    return UsageError(msg, given=reason, expected=["kivi", "per_token", "rotated", "transform"])
 
 
 def _uniform(codec: PerChannel | PerToken) -> CacheEngine:
@@ -155,8 +151,8 @@ def _allocated(codec: Rotated, others: Sequence[Rotated], lanes: int) -> CacheEn
         lambda: KvAllocatedWriter(geometry=geometry),
         lambda: KvAllocatedReader(geometry=geometry),
         joined,
-        lanes,
-        lanes,
+        geometry.lanes,
+        geometry.lanes,
     )
 
 
@@ -203,7 +199,7 @@ class SimulatedCodec:
         codec: one that :func:`engine_of` knows.
 
     Raises:
-        NoEngineError: there is no hardware for it.
+        UsageError: there is no hardware for it.
         MissingExtraError, SimulationError: no Verilator or no compiler.
     """
 

@@ -6,7 +6,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from quantizers.errors import UsageError, unknown_choice
 
@@ -65,3 +65,15 @@ def describe_written(kind: Any) -> dict[str, Any]:
     summary = (kind.__doc__ or "").strip().partition("\n")[0].replace("``", "")
     defaults = {f.name: toml_value(f.default) for f in fields(kind) if f.default is not MISSING}
     return {"name": kind.name, "what": summary, "source": kind.source, "parameters": defaults}
+
+
+def check_parameter(owner: str, name: str, value: object, wanted: Any) -> None:
+    """Raises :class:`UsageError` unless a parameter's *value* is of the type *wanted* (a type or a Literal)."""
+    if get_origin(wanted) is Literal:
+        if value not in get_args(wanted):
+            raise unknown_choice(f"{name} of {owner}", value, get_args(wanted))
+        return
+    number = wanted is float and isinstance(value, int | float) and not isinstance(value, bool)
+    if not (number or type(value) is wanted):
+        msg = f"{owner}: {name} must be of type {wanted.__name__}, not {value!r}"
+        raise UsageError(msg, given=value, expected=[wanted.__name__])

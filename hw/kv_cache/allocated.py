@@ -38,11 +38,9 @@ from hw.mvu._counter import step
 from quantizers.errors import UsageError
 from quantizers.kv_cache.codebook import ScaleFormat
 from quantizers.kv_cache.integers import check_range
+from quantizers.kv_cache.packing import WORD_BITS
 from quantizers.kv_cache.rotated import Rotation
 from quantizers.kv_cache.rotation import halvings
-
-WORD_BITS = 32
-"""Of a word of packed codes, at least; the fewest times as many that hold those of a word of elements."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +78,9 @@ class RotatedGeometry:
 
     @classmethod
     def covering(cls, vectors: Sequence[Rotation], *, lanes: int) -> RotatedGeometry:
-        """That of the vectors of a token.
+        """That of the vectors of a token, with as many lanes at most as have codes for one word of memory.
+
+        With more lanes words were wider, and a token that fills whole words of memory would not fill them.
 
         Raises:
             UsageError: vectors of several kinds, or of a size that the hardware cannot rotate.
@@ -90,6 +90,8 @@ class RotatedGeometry:
         if len(kinds) != 1 or first.elements != len(first.bits):
             msg = "all vectors must have one size, a power of two, one finest width and one format of scales"
             raise UsageError(msg, given=f"{len(kinds)} kinds of {first.elements} elements")
+        codes = max(1, (WORD_BITS - first.scale.bits) // first.finest)
+        lanes = min(lanes, 1 << codes.bit_length() - 1)
         return cls(
             heads=len(vectors), size=first.elements, lanes=lanes, finest=first.finest, scale=first.scale
         )
@@ -106,7 +108,7 @@ class RotatedGeometry:
 
     @property
     def word_bits(self) -> int:
-        """Of a word of packed codes."""
+        """Of a word of packed codes: the fewest times those of a memory that hold the codes of a word."""
         return WORD_BITS * -(-self.item_bits // WORD_BITS)
 
     def check(self, vectors: Sequence[Rotation]) -> None:

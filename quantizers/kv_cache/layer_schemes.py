@@ -15,6 +15,7 @@ from quantizers.kv_cache.grouped import PerChannel, PerToken
 from quantizers.kv_cache.integers import check_range
 from quantizers.kv_cache.limits import check_rotations, check_transforms
 from quantizers.kv_cache.outliers import SplitOutliers, Thresholds
+from quantizers.kv_cache.packing import WORD_BITS
 from quantizers.kv_cache.rotated import Rotated
 from quantizers.kv_cache.scheme import LayerScheme
 from quantizers.kv_cache.transform import Transformed
@@ -169,10 +170,6 @@ class Oaken(LayerScheme):
         return Thresholds.of(rows, outer=self.outer, inner=self.inner)
 
 
-# Of the words of packed codes; a token begins with a new one.
-_WORD_BITS = 32
-
-
 @dataclass(frozen=True, kw_only=True)
 class HadamardCodes(LayerScheme):
     """Each head rotated by a Hadamard matrix with random signs, its coefficients in a Lloyd-Max codebook.
@@ -224,7 +221,7 @@ class HadamardCodes(LayerScheme):
             lowest=self.lowest,
             highest=self.highest,
             records=2,
-            word_bits=_WORD_BITS,
+            word_bits=WORD_BITS,
             tempering=self.tempering,
         )
         h = calibration.heads
@@ -275,7 +272,7 @@ class CalibratedTransform(LayerScheme):
             tempering=self.tempering,
             floor=self.floor,
             records=1 if self.span == "joint" else 2,
-            word_bits=_WORD_BITS,
+            word_bits=WORD_BITS,
         )
         if self.span == "joint":
             return [[Transformed(blocks)] for blocks in found]

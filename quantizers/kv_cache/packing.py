@@ -18,6 +18,9 @@ from quantizers.kv_cache.integers import check_integers, check_range
 MAX_CODE_BITS = 16
 """Widest code."""
 
+WORD_BITS = 32
+"""Of a word of memory, where nothing else is said."""
+
 MAX_WORD_BITS = 64
 """Widest word."""
 
@@ -27,7 +30,7 @@ Widths: TypeAlias = int | Sequence[int]
 _LIMB = 64
 
 
-def pack(codes: npt.ArrayLike, widths: Widths, *, word_bits: int = 32) -> npt.NDArray[np.uint64]:
+def pack(codes: npt.ArrayLike, widths: Widths, *, word_bits: int = WORD_BITS) -> npt.NDArray[np.uint64]:
     """The words of the codes along the last axis.
 
     Args:
@@ -52,7 +55,7 @@ def pack(codes: npt.ArrayLike, widths: Widths, *, word_bits: int = 32) -> npt.ND
 
 
 def unpack(
-    words: npt.ArrayLike, widths: Widths, *, count: int, word_bits: int = 32
+    words: npt.ArrayLike, widths: Widths, *, count: int, word_bits: int = WORD_BITS
 ) -> npt.NDArray[np.uint16]:
     """The codes of which :func:`pack` gives *words*.
 
@@ -80,7 +83,7 @@ def unpack(
     return _codes_of_many_widths(octets, widths)
 
 
-def word_count(count: int, widths: Widths, *, word_bits: int = 32) -> int:
+def word_count(count: int, widths: Widths, *, word_bits: int = WORD_BITS) -> int:
     """Words that *count* codes take.
 
     Raises:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import ClassVar, get_type_hints
 
-from quantizers.errors import UsageError, unknown_choice
+from quantizers.errors import UsageError
 from quantizers.kv_cache.cache import Kept
 from quantizers.kv_cache.calibration import Calibration
 from quantizers.kv_cache.codec import Codec
 from quantizers.kv_cache.fitting import integer_means
 from quantizers.kv_cache.stores import CachePlan, Plan, Stream
-from quantizers.written import toml_value
+from quantizers.written import check_parameter, toml_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,10 @@ class CacheScheme:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for item in fields(self):
-            _check_type(self.name, item.name, getattr(self, item.name), hints[item.name])
+            value = getattr(self, item.name)
+            check_parameter(self.name, item.name, value, hints[item.name])
+            if hints[item.name] is float:
+                _check_finite(self.name, item.name, value)
         self.kept  # noqa: B018 -- checks its values
 
     def __str__(self) -> str:
@@ -114,16 +117,8 @@ class LayerScheme(CacheScheme):
         raise NotImplementedError
 
 
-def _check_type(name: str, parameter: str, value: object, wanted: Any) -> None:
-    if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
-            raise unknown_choice(f"{parameter} of {name}", value, get_args(wanted))
-        return
-    is_number = wanted is float and isinstance(value, int | float) and not isinstance(value, bool)
-    if not (is_number or type(value) is wanted):
-        msg = f"{name}: {parameter} must be of type {wanted.__name__}, not {value!r}"
-        raise UsageError(msg, given=value, expected=[wanted.__name__])
+def _check_finite(name: str, parameter: str, value: float) -> None:
     # Integers that no float holds are compared exactly, and NaN is not within the bounds either.
-    if wanted is float and not abs(value) <= sys.float_info.max:  # type: ignore[arg-type]
+    if not abs(value) <= sys.float_info.max:
         msg = f"{name}: {parameter} must be a finite number, not {value}"
         raise UsageError(msg, given=value, expected=["a finite number"])

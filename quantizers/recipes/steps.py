@@ -7,12 +7,12 @@ Parameters in parentheses are TOML values. ``"round"`` is the recipe without ste
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_type_hints
 
-from quantizers.errors import UsageError, unknown_choice
+from quantizers.errors import UsageError
 from quantizers.prepare import PreparedModel
 from quantizers.recipes.problem import LayerProblem
-from quantizers.written import describe_written, parse_written, toml_value
+from quantizers.written import check_parameter, describe_written, parse_written, toml_value
 
 Inputs = Literal["quantized", "float"]
 
@@ -72,18 +72,6 @@ class Step:
         """Whether it asks for the moments between those inputs and the float network's."""
         corrects = self.stage == CORRECTING  # by means and variances alone
         return self.needs_quantized_inputs and not corrects and getattr(self, "target", "float") == "float"
-
-
-def check_parameter(step: str, name: str, value: object, wanted: Any) -> None:
-    """Raises :class:`UsageError` unless *value* is of the type *wanted* (a type or a Literal)."""
-    if get_origin(wanted) is Literal:
-        if value not in get_args(wanted):
-            raise unknown_choice(f"{name} of {step}", value, get_args(wanted))
-        return
-    number = wanted is float and isinstance(value, int | float) and not isinstance(value, bool)
-    if not (number or type(value) is wanted):
-        msg = f"{step}: {name} must be of type {wanted.__name__}, not {value!r}"
-        raise UsageError(msg, given=value, expected=[wanted.__name__])
 
 
 def check_range(step: str, name: str, value: float, low: float, high: float) -> None:

@@ -33,6 +33,9 @@ def rotated(bits, finest, *, size=32, heads=2):
         (rotated([3, 4], 4), 4),
         (rotated([2, 5], 5), 2),
         (rotated([3], 4), 4),
+        # Eight lanes of 4 bits and a scale are more than a word of 32 bits; of 3 bits they are not.
+        (rotated([3, 4], 4, size=64), 4),
+        (rotated([2, 3], 3, size=64), 8),
         (PerToken(channels=24, bits=4, group=12), 4),
         (PerToken(channels=15, bits=3, group=5), 1),
         (PerChannel(channels=24, bits=2, group=20), 4),
