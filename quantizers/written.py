@@ -68,7 +68,7 @@ def describe_written(kind: Any) -> dict[str, Any]:
 
 
 def check_parameter(owner: str, name: str, value: object, wanted: Any) -> None:
-    """Raises :class:`UsageError` unless a parameter's *value* is of the type *wanted* (a type or a Literal)."""
+    """Raises :class:`UsageError` unless a parameter's *value* is of the type *wanted*, or of a Literal."""
     if get_origin(wanted) is Literal:
         if value not in get_args(wanted):
             raise unknown_choice(f"{name} of {owner}", value, get_args(wanted))
